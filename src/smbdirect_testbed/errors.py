@@ -1,0 +1,77 @@
+"""The errors a user of the testbed can meet, by what they mean for the exit status.
+
+Anything else that escapes is a bug of the testbed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitStatus(IntEnum):
+    """Exit status of the command line."""
+
+    PASSED = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_PROVIDED = 3
+    INTERRUPTED = 130
+
+
+class TestbedError(Exception):
+    """An expected failure: one line for the user, and what to do about it.
+
+    :param message: what is wrong and where, one line
+    :param hint: what the user can do, one line
+    :param detail: evidence to show below the line (compiler errors, the end of a log)
+    """
+
+    __test__ = False
+    exit_status = ExitStatus.NOT_PROVIDED
+
+    def __init__(self, message: str, *, hint: str | None = None, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail = detail
+
+
+class UsageError(TestbedError):
+    """The command line or a file the user wrote is wrong."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class ProvisionError(TestbedError):
+    """The environment could not be provided."""
+
+
+class MachineDied(ProvisionError):
+    """A machine stopped running: kernel panic, or its carrier's process ended."""
+
+
+class CommandFailed(ProvisionError):
+    """A command ended with a status other than 0, or not in time.
+
+    :param argv: the command
+    :param status: its exit status; negative is a signal; None means it was stopped at its deadline
+    :param output: the last lines of what it printed
+    :param log: where all of its output lies
+    """
+
+    def __init__(
+        self, argv: Sequence[str], status: int | None, output: str, *, log: Path | None = None
+    ) -> None:
+        how = "did not end in time" if status is None else f"failed with status {status}"
+        super().__init__(
+            f"command {how}: {shlex.join(argv)}",
+            hint=f"the full log is {log}" if log else None,
+            detail="\n".join(output.rstrip().splitlines()[-20:]),
+        )
+        self.argv = tuple(argv)
+        self.status = status
+        self.output = output
+        self.log = log

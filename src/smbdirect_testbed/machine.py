@@ -1,0 +1,81 @@
+"""A machine: one running kernel that takes commands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from smbdirect_testbed import process
+from smbdirect_testbed.errors import MachineDied
+from smbdirect_testbed.process import CommandResult
+
+
+@dataclass(frozen=True)
+class SharedDirectory:
+    """A directory that this computer and a machine see under two names."""
+
+    here: Path
+    there: PurePosixPath
+
+    def path_there(self, path: Path) -> PurePosixPath:
+        """The machine's name of a file below ``here``."""
+        return self.there / path.relative_to(self.here)
+
+
+class Machine(ABC):
+    """A running kernel from a carrier.
+
+    :param name: unique within an environment
+    :param shared: a directory seen by both sides, on no disk of the machine
+    :param console: a file on this computer that grows with the machine's kernel log; it outlives
+        the machine, so that a panic can be read from it
+    """
+
+    def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
+        self.name = name
+        self.shared = shared
+        self.console = console
+
+    @abstractmethod
+    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
+        """The argv that, run on this computer, runs ``command`` in the machine.
+
+        It passes on standard input, output, error and the exit status.
+        """
+
+    @abstractmethod
+    def death(self) -> str | None:
+        """Why the machine no longer runs (the panic's line, if any); None while it does."""
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        input: str | bytes | None = None,
+        timeout: float = 60,
+        check: bool = True,
+    ) -> CommandResult:
+        """Run a command in the machine to its end.
+
+        :param timeout: seconds until it is given up
+        :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
+        :raises MachineDied: the machine stopped running
+        """
+        try:
+            result = process.run(self.argv(command), input=input, timeout=timeout, check=False)
+        except process.CommandFailed:
+            self.raise_if_dead()
+            raise
+        if not result.ok:
+            self.raise_if_dead()
+        result = CommandResult(tuple(command), result.status, result.stdout, result.stderr)
+        return result.check() if check else result
+
+    def raise_if_dead(self) -> None:
+        """Raise :class:`MachineDied` with the reason, if the machine no longer runs."""
+        if reason := self.death():
+            raise MachineDied(f"machine {self.name} died: {reason}", hint=f"see {self.console}")
+
+

@@ -1,0 +1,49 @@
+"""What the user sees while things happen, and how long each phase took."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """Prints phases as they begin and end, and keeps their seconds for ``run.json``.
+
+    :param started: monotonic time at which the user's command was typed
+    :param timings: seconds by phase key, in the order they ended
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    timings: dict[str, float] = field(default_factory=dict)
+    quiet: bool = False
+
+    @contextmanager
+    def phase(self, key: str, text: str) -> Iterator[None]:
+        """Announce a phase, and its seconds when it ends.
+
+        :param key: the name under ``timings``
+        :param text: what is being done, for people: "building image trixie"
+        """
+        begun = time.monotonic()
+        self.say(f"{text} ...")
+        try:
+            yield
+        except BaseException:
+            self.say(f"{text}: stopped after {time.monotonic() - begun:.1f} s")
+            raise
+        seconds = time.monotonic() - begun
+        self.timings[key] = round(self.timings.get(key, 0.0) + seconds, 3)
+        self.say(f"{text}: done in {seconds:.1f} s")
+
+    def say(self, text: str) -> None:
+        """Print one line with the seconds since the command began."""
+        if not self.quiet:
+            print(f"[{self.elapsed():6.1f}] {text}", file=sys.stderr, flush=True)
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self.started
