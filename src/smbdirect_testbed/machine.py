@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import process
-from smbdirect_testbed.errors import MachineDied
+from smbdirect_testbed.errors import CommandFailed, MachineDied
 from smbdirect_testbed.process import CommandResult
 
 
@@ -32,6 +32,9 @@ class Machine(ABC):
     :param console: a file on this computer that grows with the machine's kernel log; it outlives
         the machine, so that a panic can be read from it
     """
+
+    accelerator = "unknown"
+    """What runs its instructions: kvm, tcg."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name
@@ -65,7 +68,7 @@ class Machine(ABC):
         """
         try:
             result = process.run(self.argv(command), input=input, timeout=timeout, check=False)
-        except process.CommandFailed:
+        except CommandFailed:
             self.raise_if_dead()
             raise
         if not result.ok:
@@ -77,5 +80,3 @@ class Machine(ABC):
         """Raise :class:`MachineDied` with the reason, if the machine no longer runs."""
         if reason := self.death():
             raise MachineDied(f"machine {self.name} died: {reason}", hint=f"see {self.console}")
-
-

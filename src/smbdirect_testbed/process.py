@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -100,10 +101,8 @@ def run(
 
 def kill_group(proc: subprocess.Popen[bytes]) -> None:
     """Kill a process started with ``start_new_session`` together with its children."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(proc.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _text(data: bytes | None) -> str:

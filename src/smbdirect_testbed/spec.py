@@ -57,6 +57,16 @@ class Role(StrEnum):
     MONITOR = "monitor"
 
 
+class Stack(StrEnum):
+    """Whose network stack a host is: a namespace of its own, or the machine's own.
+
+    ksmbd listens in the machine's own stack only, and so do kernel users of siw.
+    """
+
+    NAMESPACE = "namespace"
+    MACHINE = "machine"
+
+
 class DriverOrigin(StrEnum):
     """Where the kernel driver's source comes from."""
 
@@ -106,7 +116,9 @@ class DriverSpec:
         if missing := needed - given:
             raise ValueError(f"origin {self.origin!s} needs {' and '.join(sorted(missing))}")
         if surplus := given - needed:
-            raise ValueError(f"{' and '.join(sorted(surplus))} do not go with origin {self.origin!s}")
+            raise ValueError(
+                f"{' and '.join(sorted(surplus))} do not go with origin {self.origin!s}"
+            )
         return self
 
 
@@ -116,6 +128,7 @@ class HostSpec:
 
     name: Name
     role: Role
+    stack: Stack = Stack.NAMESPACE
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -136,15 +149,18 @@ class LinkSpec:
     """A wire between two hosts.
 
     :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
+    :param neighbours: set permanent neighbour entries; without them a first RDMA connection can
+        take the 5 s of rdma_cm's address time-out
     """
 
     ends: tuple[LinkEnd, LinkEnd]
     mtu: Annotated[int, Field(ge=1280, le=65535)] = 1500
+    neighbours: bool = True
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ServerSpec:
-    """An SMB server that a host runs from the start.
+    """An SMB server that a host runs: smbd from the start, ksmbd when a scenario asks for it.
 
     :param transports: what it listens on
     """
@@ -178,6 +194,8 @@ class EnvironmentSpec:
         if not names:
             raise ValueError("hosts: at least one host is needed")
         _no_repeats(names, "hosts: two hosts are named {}")
+        if sum(h.stack is Stack.MACHINE for h in self.hosts) > 1:
+            raise ValueError("hosts: only one host can have the machine's own stack")
         ends = [end for link in self.links for end in link.ends]
         for end in ends:
             if end.host not in names:
@@ -197,7 +215,16 @@ class EnvironmentSpec:
                 raise ValueError(
                     f"servers: there is no host {server.host} (hosts are {', '.join(names)})"
                 )
+            if (
+                server.kind is ServerKind.KSMBD
+                and self.host(server.host).stack is not Stack.MACHINE
+            ):
+                raise ValueError('servers: ksmbd needs a host with stack = "machine"')
         return self
+
+    def host(self, name: str) -> HostSpec:
+        """The host of that name."""
+        return next(h for h in self.hosts if h.name == name)
 
 
 def _no_repeats(values: Iterable[object], message: str) -> None:

@@ -1,0 +1,281 @@
+"""Runs in a machine: makes and removes its hosts, links and RDMA links.
+
+This file is copied into the machine alone and started as a program there, so it imports nothing of
+this package. It answers requests, one JSON object a line, on standard input and output::
+
+    {"do": "make_hosts", "with": {"names": [...]}}  ->  {"ok": {...}} or {"error": "..."}
+
+It is one process for the life of an environment because starting Python and pyroute2 costs
+seconds under TCG.
+
+A host in a namespace is a process that sleeps in network, mount and UTS namespaces of its own.
+Commands enter these with nsenter, so that a mount made by one command is there for the next
+(``ip netns exec`` would give every command a mount namespace of its own).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUTS = 0x04000000
+_CLONE_NEWNET = 0x40000000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+_IFA_F_NODAD = 0x02
+_NUD_PERMANENT = 0x80
+_DEADLINE = 30.0
+"""Seconds that the kernel gets for anything asynchronous."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(status: int) -> None:
+    if status:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+
+
+def _unshare(flags: int) -> None:
+    _check(_libc.unshare(flags))
+
+
+def _mount(source: str, target: str, kind: str, flags: int) -> None:
+    _check(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, None))
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {_DEADLINE:g} s in vain for {what}")
+        time.sleep(0.02)
+
+
+class Agent:
+    """What was made, so that it can be unmade in the opposite order."""
+
+    def __init__(self) -> None:
+        self.root = IPRoute()
+        self.holders: dict[str, int] = {}
+        self.stacks: dict[str, IPRoute] = {}
+        self.interfaces: list[tuple[str, str]] = []
+        self.rdma_links: list[tuple[str, str]] = []
+
+    def make_hosts(self, namespaces: list[str], machine_stack: list[str]) -> dict[str, int]:
+        """Make the hosts; return the process id to enter each by (0: the machine's own stack)."""
+        for name in namespaces:
+            self.holders[name] = _start_holder(name)
+            self.stacks[name] = self._in_stack(name, IPRoute)
+            self._up(name, "lo")
+        for name in machine_stack:
+            self.holders[name] = 0
+            self.stacks[name] = self.root
+        return self.holders
+
+    def make_link(self, ends: list[dict[str, Any]], mtu: int, neighbours: bool) -> None:
+        """Join two hosts by a veth pair; each end: host, device, mac, ipv4, ipv6.
+
+        :param neighbours: set permanent neighbour entries, so that the first RDMA connection does
+            not wait 5 s for the address resolution of ib_core
+        """
+        a, b = ends
+        self.root.link(
+            "add",
+            ifname=_temporary(a),
+            kind="veth",
+            mtu=mtu,
+            address=a["mac"],
+            peer={"ifname": _temporary(b), "mtu": mtu, "address": b["mac"]},
+        )
+        for end in ends:
+            self._place(end)
+        for end in ends:
+            ipr = self.stacks[end["host"]]
+            index = self._index(end["host"], end["device"])
+            for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+                address, prefix = end[key].split("/")
+                ipr.addr(
+                    "add",
+                    index=index,
+                    address=address,
+                    prefixlen=int(prefix),
+                    family=family,
+                    flags=_IFA_F_NODAD if family == socket.AF_INET6 else 0,
+                )
+            ipr.link("set", index=index, state="up")
+        for end, peer in ((a, b), (b, a)) if neighbours else ():
+            for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+                self.stacks[end["host"]].neigh(
+                    "replace",
+                    ifindex=self._index(end["host"], end["device"]),
+                    dst=peer[key].split("/")[0],
+                    lladdr=peer["mac"],
+                    state=_NUD_PERMANENT,
+                    family=family,
+                )
+        for end in ends:
+            self._wait_up(end)
+
+    def make_rdma_link(self, host: str, device: str, kind: str, name: str, gids: int) -> None:
+        """Put an RDMA link on an interface; wait until it is active and has its addresses.
+
+        :param gids: how many GID table entries the interface's addresses make
+        """
+        self._run(host, "rdma", "link", "add", name, "type", kind, "netdev", device)
+        self.rdma_links.append((host, name))
+        port = Path("/sys/class/infiniband") / name / "ports/1"
+        _wait(lambda: "ACTIVE" in (port / "state").read_text(), f"RDMA link {name} to be active")
+        _wait(lambda: _gid_count(port) >= gids, f"{gids} GIDs on RDMA link {name}")
+
+    def unmake(self) -> None:
+        """Remove RDMA links, then links, then hosts; every removal is waited for.
+
+        An RDMA link outlives nothing: removed after its namespace, it would be left behind.
+        """
+        while self.rdma_links:
+            host, name = self.rdma_links.pop()
+            self._run(host, "rdma", "link", "del", name)
+            _wait(partial(_gone, Path("/sys/class/infiniband") / name), f"RDMA link {name} to go")
+        while self.interfaces:
+            host, device = self.interfaces.pop()
+            if found := self.stacks[host].link_lookup(ifname=device):
+                self.stacks[host].link("del", index=found[0])
+        for name, pid in self.holders.items():
+            if pid:
+                self.stacks[name].close()
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        self.holders.clear()
+        self.stacks.clear()
+
+    def _place(self, end: dict[str, Any]) -> None:
+        host, device = end["host"], end["device"]
+        (index,) = self.root.link_lookup(ifname=_temporary(end))
+        if pid := self.holders[host]:
+            self.root.link("set", index=index, net_ns_pid=pid)
+            (index,) = self.stacks[host].link_lookup(ifname=_temporary(end))
+        self.stacks[host].link("set", index=index, ifname=device)
+        self.interfaces.append((host, device))
+
+    def _index(self, host: str, device: str) -> int:
+        (index,) = self.stacks[host].link_lookup(ifname=device)
+        return int(index)
+
+    def _up(self, host: str, device: str) -> None:
+        self.stacks[host].link("set", index=self._index(host, device), state="up")
+
+    def _wait_up(self, end: dict[str, Any]) -> None:
+        host, device = end["host"], end["device"]
+
+        def up() -> bool:
+            (link,) = self.stacks[host].get_links(self._index(host, device))
+            return bool(link.get_attr("IFLA_OPERSTATE") == "UP")
+
+        _wait(up, f"interface {device} of host {host} to be up")
+
+    def _in_stack(self, host: str, make: Callable[[], IPRoute]) -> IPRoute:
+        """Call ``make`` in a host's network namespace: a netlink socket stays where it was made."""
+        own = os.open("/proc/self/ns/net", os.O_RDONLY)
+        other = os.open(f"/proc/{self.holders[host]}/ns/net", os.O_RDONLY)
+        try:
+            _check(_libc.setns(other, _CLONE_NEWNET))
+            try:
+                return make()
+            finally:
+                _check(_libc.setns(own, _CLONE_NEWNET))
+        finally:
+            os.close(own)
+            os.close(other)
+
+    def _run(self, host: str, *argv: str) -> None:
+        pid = self.holders[host]
+        enter = ["nsenter", "--target", str(pid), "--net", "--mount", "--"] if pid else []
+        done = subprocess.run(
+            [*enter, *argv], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            raise OSError(f"{' '.join(argv)} on host {host}: {done.stderr.strip()}")
+
+
+def _temporary(end: dict[str, Any]) -> str:
+    """A name for an interface until it is in its host: unique in the machine's own stack."""
+    return "t" + str(end["mac"]).replace(":", "")
+
+
+def _gone(path: Path) -> bool:
+    return not path.exists()
+
+
+def _gid_count(port: Path) -> int:
+    empty = "0000:0000:0000:0000:0000:0000:0000:0000"
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text().strip()
+        except OSError:
+            return empty
+
+    return sum(read(p) != empty for p in (port / "gids").iterdir())
+
+
+def _start_holder(name: str) -> int:
+    """Start the process that holds a host's namespaces; return its id once they are ready."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            _unshare(_CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWUTS)
+            _mount("none", "/", "none", _MS_REC_PRIVATE)
+            _mount("sysfs", "/sys", "sysfs", 0)
+            socket.sethostname(name)
+            _write_sysctls({"net/ipv6/conf/all/accept_dad": "0"})
+            os.write(tell, b"1")
+        except BaseException as e:
+            os.write(tell, str(e).encode())
+            os._exit(1)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.execvp("sleep", ["sleep", "infinity"])
+    os.close(tell)
+    said = os.read(ready, 1000).decode()
+    os.close(ready)
+    if said != "1":
+        raise OSError(f"cannot make host {name}: {said}")
+    return pid
+
+
+def _write_sysctls(values: dict[str, str]) -> None:
+    for key, value in values.items():
+        (Path("/proc/sys") / key).write_text(value)
+
+
+def serve(requests: Iterable[str]) -> None:
+    """Answer requests until there are none; what was made stays."""
+    agent = Agent()
+    print(json.dumps({"ok": "ready"}), flush=True)
+    for line in requests:
+        request = json.loads(line)
+        try:
+            answer: dict[str, Any] = {"ok": getattr(agent, request["do"])(**request["with"])}
+        except Exception as e:
+            answer = {"error": f"{request['do']}: {type(e).__name__}: {e}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.stdin)

@@ -1,0 +1,253 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from smbdirect_testbed import __version__, housekeeping, paths
+from smbdirect_testbed.doctor import Status, diagnose
+from smbdirect_testbed.envfile import list_environments, load_environment
+from smbdirect_testbed.environment import anything_kept
+from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.instance import Instance, find_instance, instances
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver
+
+_DEFAULT_ENVIRONMENT = "rxe"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong.")
+def cli(debug: bool) -> None:
+    """Does SMB-Direct still work? Test it on Linux, without RDMA hardware.
+
+    A run provides an environment (a virtual machine with hosts, soft-RDMA links, the kernel
+    driver built from source, SMB servers), runs the scenarios in it, and says what passed.
+
+    \b
+    smbdirect-testbed run              everything, in the environment rxe
+    smbdirect-testbed run rxe -k nbt   the scenarios that match an expression
+    smbdirect-testbed up rxe           the environment alone, to work in
+    smbdirect-testbed shell client     a shell on its host client
+    smbdirect-testbed down             and away with it
+    """
+
+
+@cli.command()
+@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
+@click.option(
+    "-k", "expression", metavar="EXPR", help="Run scenarios matching a pytest expression."
+)
+@click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
+@click.option(
+    "--driver",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Build the driver from this kernel tree (or a part of one with fs/smb).",
+)
+def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None) -> int:
+    """Provide an environment and run scenarios in it.
+
+    ENV is a name from `list`, or a path ending in .toml; rxe if left out. PATHs are files or
+    directories of scenarios (with ::test, if one is meant); all scenarios if left out.
+
+    Exit status: 0 all passed, 1 a scenario failed, 2 bad usage or a bad file, 3 the environment
+    could not be provided.
+    """
+    progress = Progress()
+    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
+    spec = with_driver(load_environment(name), driver)
+    housekeeping.remove_orphans(progress)
+    return run_scenarios(spec, scenarios, expression, progress, keep=keep)
+
+
+@cli.command()
+@click.argument("env")
+@click.option("--driver", metavar="DIR", type=click.Path(path_type=Path), help="As for run.")
+def up(env: str, driver: Path | None) -> None:
+    """Provide the environment ENV and leave it up."""
+    progress = Progress()
+    spec = with_driver(load_environment(env), driver)
+    housekeeping.remove_orphans(progress)
+    hosts = bring_up(spec, progress)
+    progress.say(f"{spec.name} is up: smbdirect-testbed shell {'|'.join(hosts)}")
+    progress.say("end it with: smbdirect-testbed down")
+
+
+_instance_option = click.option(
+    "--instance", metavar="NAME", help="Which one, when more than one is up (see status)."
+)
+
+
+@cli.command()
+@click.argument("host", required=False)
+@_instance_option
+def shell(host: str | None, instance: str | None) -> int:
+    """A shell on HOST of the environment that is up; on the client if left out."""
+    found = _host(find_instance(instance), host or "client")
+    return subprocess.call(found.argv(["bash", "-l"], tty=True))
+
+
+@cli.command(
+    name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@_instance_option
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
+    """Run CMD on HOST of the environment that is up: exec HOST -- CMD...
+
+    Standard input, output, error and the exit status are the command's.
+    """
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise UsageError("there is no command to run", hint="exec HOST -- CMD...")
+    return subprocess.call(_host(find_instance(instance), host).argv(command))
+
+
+@cli.command()
+def status() -> None:
+    """Show the environments that are up, and their hosts."""
+    found = instances()
+    if not found:
+        click.echo("nothing is up")
+    for instance in found:
+        what = "up" if instance.kept else "running" if instance.in_use() else "orphan"
+        hosts = instance.hosts() if instance.environment else {}
+        click.echo(
+            f"{instance.name}: {what}, environment {instance.environment or '?'}, "
+            f"{instance.age / 60:.0f} min, hosts {', '.join(hosts) or 'none yet'}"
+        )
+        for machine in {id(h.machine): h.machine for h in hosts.values()}.values():
+            if reason := machine.death():
+                click.echo(f"  machine {machine.name} is dead: {reason}")
+
+
+@cli.command()
+@click.argument("instance", required=False)
+def down(instance: str | None) -> None:
+    """End the environment that is up (INSTANCE, when there are more)."""
+    found = find_instance(instance)
+    if found.in_use():
+        raise UsageError(f"{found.name} belongs to a run that goes on", hint="end that run first")
+    found.remove()
+    click.echo(f"{found.name} is down")
+
+
+@cli.command(name="list")
+def list_() -> None:
+    """List the environments, with what each is for."""
+    for name in list_environments():
+        try:
+            about = load_environment(name).description
+        except TestbedError as e:
+            about = f"(broken: {e.message})"
+        click.echo(f"{name:20} {about}")
+
+
+@cli.command()
+def doctor() -> int:
+    """Check this computer: what is missing, and how to mend it."""
+    table = Table(box=None)
+    table.add_column("")
+    table.add_column("check")
+    table.add_column("found", overflow="fold")
+    checks = diagnose()
+    for check in checks:
+        table.add_row(check.status.value, check.name, check.detail)
+        if check.fix and check.status is not Status.OK:
+            table.add_row("", "", f"fix: {check.fix}")
+    Console(highlight=False).print(table)
+    failed = [c.name for c in checks if c.status is Status.FAIL]
+    click.echo(f"cannot run: {', '.join(failed)}" if failed else "ready to run")
+    return ExitStatus.NOT_PROVIDED if failed else ExitStatus.PASSED
+
+
+@cli.command()
+@click.option("--cache", is_flag=True, help="Also remove the images, build roots and drivers.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(cache: bool, yes: bool) -> None:
+    """Remove what interrupted runs left behind, and with --cache all that can be made again."""
+    waste = housekeeping.find_waste(cache=cache)
+    if not waste:
+        click.echo("nothing to remove")
+        return
+    for item in waste:
+        click.echo(f"{item.size / 2**20:8.0f} MiB  {item.what}  {item.path}")
+    total = sum(item.size for item in waste) / 2**20
+    if not yes:
+        click.confirm(f"remove these ({total:.0f} MiB)?", abort=True)
+    for item in waste:
+        item.remove()
+    click.echo(f"freed {total:.0f} MiB")
+
+
+def _is_path(word: str) -> bool:
+    return not word.endswith(".toml") and (
+        "::" in word or word.endswith(".py") or "/" in word or Path(word).is_dir()
+    )
+
+
+def _host(instance: Instance, name: str) -> Host:
+    hosts = instance.hosts()
+    if name not in hosts:
+        raise UsageError(f"there is no host {name}", hint=f"hosts are: {', '.join(hosts)}")
+    return hosts[name]
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: everything is undone."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit with its status; see :class:`ExitStatus`."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    status = _guard(lambda: cli(standalone_mode=False))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if anything_kept():
+        os._exit(status)
+    sys.exit(status)
+
+
+def _guard(command: Callable[[], object]) -> int:
+    try:
+        status = command()
+        return status if isinstance(status, int) else ExitStatus.PASSED
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return ExitStatus.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; nothing is left behind")
+        return ExitStatus.INTERRUPTED
+    except TestbedError as e:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if e.detail:
+            print(e.detail, file=sys.stderr)
+        _complain(e.message)
+        if e.hint:
+            print(f"  {e.hint}", file=sys.stderr)
+        return e.exit_status
+
+
+def _complain(text: str) -> None:
+    print(f"smbdirect-testbed: {text}", file=sys.stderr)

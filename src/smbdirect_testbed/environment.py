@@ -1,0 +1,124 @@
+"""An environment, provided: from a spec to running servers, and back in the opposite order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smbdirect_testbed.agent_client import running_agent
+from smbdirect_testbed.carriers.vm import vm_machine
+from smbdirect_testbed.driver.build import provide_driver
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.image import Image, provide_image
+from smbdirect_testbed.kernel_log import KernelLog
+from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.smb.smbd import running_smbd
+from smbdirect_testbed.spec import EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.topology import made_hosts, make_rdma_links
+
+_kept: list[ExitStack] = []
+"""What is left running for later commands.
+
+Collecting one of these stacks would undo it, so the command line ends by ``os._exit`` when there
+is one.
+"""
+
+
+def anything_kept() -> bool:
+    """Whether this process provided an environment that is to outlive it."""
+    return bool(_kept)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything that a scenario can use.
+
+    :param directory: the instance's state directory
+    :param servers: those that run from the start
+    """
+
+    spec: EnvironmentSpec
+    image: Image
+    machine: Machine
+    driver: LoadedDriver
+    hosts: Mapping[str, Host]
+    kernel_log: KernelLog
+    directory: Path
+    servers: dict[ServerKind, SmbServer] = field(default_factory=dict)
+
+    def host(self, role: Role) -> Host:
+        """The first host with a role.
+
+        :raises ProvisionError: no host has it
+        """
+        for host in self.hosts.values():
+            if host.role is role:
+                return host
+        raise ProvisionError(f"environment {self.spec.name} has no host with role {role}")
+
+    def host_of(self, kind: ServerKind) -> Host | None:
+        """The host that the environment gives to a server, if it has that server."""
+        for server in self.spec.servers:
+            if server.kind is kind:
+                return self.hosts[server.host]
+        return None
+
+    def facts(self) -> dict[str, str]:
+        """What the results say of the environment: what ran on what."""
+        return {
+            "environment": self.spec.name,
+            "carrier": self.spec.carrier.value,
+            "accelerator": self.machine.accelerator,
+            "kernel": self.image.kernel_release,
+            "kernel_options": " ".join(self.spec.machine.kernel_options),
+            "image": self.image.name,
+            "image_digest": self.image.digest,
+            "samba": self.image.packages.get("samba", "none"),
+            "rdma_core": self.image.packages.get("rdma-core", "none"),
+            "driver_source": self.driver.built.source,
+            "driver_version": self.driver.built.version,
+            "driver_digest": self.driver.built.digest,
+        }
+
+
+@contextmanager
+def provide(
+    spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
+) -> Iterator[Environment]:
+    """Provide an environment; on exit undo it all, unless ``keep`` and it got ready.
+
+    :param directory: the instance's state directory; exists, empty
+    :raises UsageError: the spec asks for something that is not there
+    :raises ProvisionError: a step failed
+    """
+    image = provide_image(spec.image, progress)
+    built = provide_driver(spec.driver, image, progress)
+    with ExitStack() as stack:
+        machine = stack.enter_context(
+            vm_machine("machine", image, spec.machine, directory, progress, keep=keep)
+        )
+        with progress.phase("driver_load", "loading the driver"):
+            agent = stack.enter_context(running_agent(machine))
+            driver = LoadedDriver(machine, built)
+            driver.load()
+        with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
+            hosts = stack.enter_context(made_hosts(spec, machine, agent, keep=keep))
+            make_rdma_links(hosts, agent)
+        environment = Environment(
+            spec, image, machine, driver, hosts, KernelLog(machine), directory
+        )
+        with progress.phase("servers", "starting smbd"):
+            for server in spec.servers:
+                if server.kind is ServerKind.SMBD:
+                    environment.servers[server.kind] = stack.enter_context(
+                        running_smbd(hosts[server.host], driver, server.transports)
+                    )
+        yield environment
+        if keep and not machine.death():
+            _kept.append(stack.pop_all())

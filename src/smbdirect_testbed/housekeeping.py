@@ -1,0 +1,61 @@
+"""Removing what nobody needs: orphans of killed runs, and on request the cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from smbdirect_testbed import paths
+from smbdirect_testbed.instance import orphans
+from smbdirect_testbed.progress import Progress
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something that can be removed.
+
+    :param what: what it is, for people
+    :param size: bytes it takes on disk
+    :param remove: removes it
+    """
+
+    what: str
+    path: Path
+    size: int
+    remove: Callable[[], None]
+
+
+def remove_orphans(progress: Progress) -> None:
+    """Remove what runs that were killed left behind, and say so."""
+    for orphan in orphans():
+        progress.say(f"removing {orphan.name}, left by a run that was killed")
+        orphan.remove()
+
+
+def find_waste(*, cache: bool) -> list[Waste]:
+    """Orphans, and with ``cache`` every entry of the cache."""
+    waste = [
+        Waste("orphan of a killed run", o.directory, _size(o.directory), o.remove)
+        for o in orphans()
+    ]
+    if cache and paths.cache().exists():
+        waste += [
+            Waste("cache", p, _size(p), partial(_remove, p))
+            for p in sorted(paths.cache().iterdir())
+        ]
+    return waste
+
+
+def _size(path: Path) -> int:
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(f.lstat().st_blocks * 512 for f in files)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

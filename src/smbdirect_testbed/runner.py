@@ -1,0 +1,83 @@
+"""The main jobs: a run of scenarios, and an environment left up."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from smbdirect_testbed import paths
+from smbdirect_testbed.environment import Environment, provide
+from smbdirect_testbed.errors import UsageError
+from smbdirect_testbed.instance import new_instance
+from smbdirect_testbed.plugin import RunPlugin
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.spec import DriverOrigin, DriverSpec, EnvironmentSpec
+
+
+def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
+    """The spec with its driver built from another tree; unchanged without one."""
+    if tree is None:
+        return spec
+    driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tree.expanduser().resolve()))
+    return dataclasses.replace(spec, driver=driver)
+
+
+def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:
+    """Provide an environment and leave it up; return the names of its hosts.
+
+    :raises UsageError: it is up already
+    :raises ProvisionError: a step failed
+    """
+    with _provided(spec.name, spec, progress, keep=True) as environment:
+        return list(environment.hosts)
+
+
+def run_scenarios(
+    spec: EnvironmentSpec,
+    scenarios: Sequence[str],
+    expression: str | None,
+    progress: Progress,
+    *,
+    keep: bool,
+) -> int:
+    """Run scenarios in an environment and write the results; return the exit status.
+
+    :param scenarios: pytest paths; empty for all
+    :param expression: pytest's ``-k``
+    :raises UsageError: a path does not exist
+    """
+    for scenario in scenarios:
+        if not Path(scenario.split("::")[0]).exists():
+            raise UsageError(f"there is no scenario {scenario}")
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}-{secrets.token_hex(2)}"
+    run_dir = paths.results() / run_id
+    run_dir.mkdir(parents=True)
+    plugin = RunPlugin(lambda: _provided(run_id, spec, progress, keep=keep), run_dir, progress)
+    arguments = [
+        *(scenarios or [str(paths.scenarios())]),
+        f"--rootdir={paths.PROJECT}",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        *(["-k", expression] if expression else []),
+    ]
+    pytest.main(arguments, plugins=[plugin])
+    return plugin.exit_status
+
+
+@contextmanager
+def _provided(
+    name: str, spec: EnvironmentSpec, progress: Progress, *, keep: bool
+) -> Iterator[Environment]:
+    with new_instance(name, keep=keep) as instance:
+        with provide(spec, progress, instance.directory, keep=keep) as environment:
+            instance.write_state(environment, kept=False)
+            yield environment
+        if keep and not environment.machine.death():
+            instance.write_state(environment, kept=True)

@@ -1,0 +1,130 @@
+"""Telling from captured frames how SMB travelled.
+
+RoCEv2 is InfiniBand's base transport header in UDP datagrams to port 4791 (InfiniBand Architecture
+Specification, Annex A17); its opcodes are in Volume 1, 9.2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+
+from smbdirect_testbed.spec import Transport
+
+_ROCE_PORT = 4791
+_IPV4, _IPV6 = 0x0800, 0x86DD
+_TCP, _UDP = 6, 17
+_ETHERNET_HEADER = 14
+
+
+class Kind(StrEnum):
+    """What a frame is, as far as it matters for the question of the transport."""
+
+    TCP_445 = "TCP port 445"
+    TCP_139 = "TCP port 139"
+    TCP_5445 = "TCP port 5445"
+    ROCE_SEND = "RoCEv2 send"
+    ROCE_OTHER = "RoCEv2 read, write, acknowledge"
+    ROCE_CM = "RoCEv2 connection management"
+    OTHER = "other"
+
+
+class Direction(StrEnum):
+    """Which way a frame goes, seen from the client."""
+
+    SENT = "sent"
+    RECEIVED = "received"
+
+
+TCP_PORTS = {445: Kind.TCP_445, 139: Kind.TCP_139, 5445: Kind.TCP_5445}
+"""The ports on which SMB could be carried by TCP."""
+
+_PORT_OF = {Transport.TCP: Kind.TCP_445, Transport.NBT: Kind.TCP_139}
+
+Traffic = Counter[tuple[Kind, Direction]]
+"""Numbers of frames."""
+
+_FEWEST_SENDS = 4
+"""Fewer RoCEv2 sends than this in one direction are no more than the SMB-Direct negotiation."""
+
+
+def classify(frame: bytes) -> Kind:
+    """What an Ethernet frame is."""
+    ethertype = int.from_bytes(frame[12:14])
+    if ethertype == _IPV4 and len(frame) > 34:
+        if int.from_bytes(frame[20:22]) & 0x1FFF:
+            return Kind.OTHER  # a later fragment has no ports
+        protocol, at = frame[23], _ETHERNET_HEADER + 4 * (frame[14] & 15)
+    elif ethertype == _IPV6 and len(frame) > 54:
+        protocol, at = frame[20], _ETHERNET_HEADER + 40
+    else:
+        return Kind.OTHER
+    source = int.from_bytes(frame[at : at + 2])
+    destination = int.from_bytes(frame[at + 2 : at + 4])
+    if protocol == _TCP:
+        return TCP_PORTS.get(destination) or TCP_PORTS.get(source) or Kind.OTHER
+    if protocol == _UDP and destination == _ROCE_PORT and len(frame) > at + 8:
+        return _roce(frame[at + 8])
+    return Kind.OTHER
+
+
+def _roce(opcode: int) -> Kind:
+    # The three upper bits are the service: 000 reliable connection, 011 datagram.
+    if opcode >> 5 == 3:
+        return Kind.ROCE_CM
+    if opcode in (0, 1, 2, 3, 4, 5, 0x16, 0x17):
+        return Kind.ROCE_SEND
+    return Kind.ROCE_OTHER
+
+
+def count(frames: Iterable[bytes], client_mac: bytes) -> Traffic:
+    """Count frames by kind and direction.
+
+    :param client_mac: the address of the client's interface
+    """
+    traffic: Traffic = Counter()
+    for frame in frames:
+        direction = Direction.SENT if frame[6:12] == client_mac else Direction.RECEIVED
+        traffic[classify(frame), direction] += 1
+    return traffic
+
+
+def of(traffic: Traffic, *kinds: Kind) -> int:
+    """How many frames of these kinds went in either direction."""
+    return sum(n for (kind, _), n in traffic.items() if kind in kinds)
+
+
+def objection(traffic: Traffic, transport: Transport) -> str | None:
+    """Why these frames do not show that SMB went over ``transport`` alone; None if they do."""
+    roce = of(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)
+    tcp = {kind: of(traffic, kind) for kind in TCP_PORTS.values() if of(traffic, kind)}
+    segments = ", ".join(_amount(n, "TCP segment", str(k)[4:]) for k, n in tcp.items())
+    if transport is Transport.SMBDIRECT:
+        if tcp:
+            how = "TCP and SMB-Direct, not SMB-Direct alone" if roce else "TCP, not SMB-Direct"
+            return f"SMB went over {how}: {segments}, {_amount(roce, 'RoCEv2 packet')}"
+        for direction in Direction:
+            if traffic[Kind.ROCE_SEND, direction] < _FEWEST_SENDS:
+                return (
+                    "SMB did not go over SMB-Direct: "
+                    f"{_amount(traffic[Kind.ROCE_SEND, direction], 'RoCEv2 send')} {direction} "
+                    f"by the client, no TCP segment on ports 139, 445, 5445"
+                )
+        return None
+    wanted = _PORT_OF[transport]
+    name = f"{'TCP' if transport is Transport.TCP else 'NBT'} ({str(wanted)[4:]})"
+    if roce:
+        how = "SMB-Direct as well as TCP" if tcp else "SMB-Direct"
+        seen = segments or "0 TCP segments"
+        return f"SMB went over {how}, not {name}: {_amount(roce, 'RoCEv2 packet')}, {seen}"
+    if tcp.keys() - {wanted}:
+        return f"SMB did not go over {name} alone: {segments}"
+    for direction in Direction:
+        if not traffic[wanted, direction]:
+            return f"SMB did not go over {name}: no TCP segment {direction} by the client"
+    return None
+
+
+def _amount(number: int, what: str, where: str = "") -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}{f' on {where}' if where else ''}"
