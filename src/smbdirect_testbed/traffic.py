@@ -24,6 +24,7 @@ class Kind(StrEnum):
     TCP_445 = "TCP port 445"
     TCP_139 = "TCP port 139"
     TCP_5445 = "TCP port 5445"
+    TCP_OTHER = "TCP, other ports"
     ROCE_SEND = "RoCEv2 send"
     ROCE_OTHER = "RoCEv2 read, write, acknowledge"
     ROCE_CM = "RoCEv2 connection management"
@@ -37,10 +38,11 @@ class Direction(StrEnum):
     RECEIVED = "received"
 
 
-TCP_PORTS = {445: Kind.TCP_445, 139: Kind.TCP_139, 5445: Kind.TCP_5445}
+TCP_KINDS = {Kind.TCP_445: 445, Kind.TCP_139: 139, Kind.TCP_5445: 5445}
 """The ports on which SMB could be carried by TCP."""
 
-_PORT_OF = {Transport.TCP: Kind.TCP_445, Transport.NBT: Kind.TCP_139}
+_BY_PORT = {port: kind for kind, port in TCP_KINDS.items()}
+_EXPECTED = {Transport.TCP: Kind.TCP_445, Transport.NBT: Kind.TCP_139}
 
 Traffic = Counter[tuple[Kind, Direction]]
 """Numbers of frames."""
@@ -63,7 +65,7 @@ def classify(frame: bytes) -> Kind:
     source = int.from_bytes(frame[at : at + 2])
     destination = int.from_bytes(frame[at + 2 : at + 4])
     if protocol == _TCP:
-        return TCP_PORTS.get(destination) or TCP_PORTS.get(source) or Kind.OTHER
+        return _BY_PORT.get(destination) or _BY_PORT.get(source) or Kind.TCP_OTHER
     if protocol == _UDP and destination == _ROCE_PORT and len(frame) > at + 8:
         return _roce(frame[at + 8])
     return Kind.OTHER
@@ -90,41 +92,46 @@ def count(frames: Iterable[bytes], client_mac: bytes) -> Traffic:
     return traffic
 
 
-def of(traffic: Traffic, *kinds: Kind) -> int:
+def frames(traffic: Traffic, *kinds: Kind) -> int:
     """How many frames of these kinds went in either direction."""
     return sum(n for (kind, _), n in traffic.items() if kind in kinds)
 
 
 def objection(traffic: Traffic, transport: Transport) -> str | None:
-    """Why these frames do not show that SMB went over ``transport`` alone; None if they do."""
-    roce = of(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)
-    tcp = {kind: of(traffic, kind) for kind in TCP_PORTS.values() if of(traffic, kind)}
-    segments = ", ".join(_amount(n, "TCP segment", str(k)[4:]) for k, n in tcp.items())
+    """Why these frames do not show that SMB went over ``transport`` alone; None if they do.
+
+    Connection management is no objection: a refused attempt to connect carries no SMB.
+    """
+    roce = frames(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)
+    tcp = {kind: n for kind in TCP_KINDS if (n := frames(traffic, kind))}
+    packets = _amount(roce, "RoCEv2 packet")
+    segments = ", ".join(
+        f"{_amount(n, 'TCP segment')} on port {TCP_KINDS[kind]}" for kind, n in tcp.items()
+    )
     if transport is Transport.SMBDIRECT:
         if tcp:
-            how = "TCP and SMB-Direct, not SMB-Direct alone" if roce else "TCP, not SMB-Direct"
-            return f"SMB went over {how}: {segments}, {_amount(roce, 'RoCEv2 packet')}"
+            how = "TCP as well as SMB-Direct" if roce else "TCP, not SMB-Direct"
+            return f"SMB went over {how}: {segments}, {packets}"
         for direction in Direction:
-            if traffic[Kind.ROCE_SEND, direction] < _FEWEST_SENDS:
+            sends = traffic[Kind.ROCE_SEND, direction]
+            if sends < _FEWEST_SENDS:
                 return (
-                    "SMB did not go over SMB-Direct: "
-                    f"{_amount(traffic[Kind.ROCE_SEND, direction], 'RoCEv2 send')} {direction} "
-                    f"by the client, no TCP segment on ports 139, 445, 5445"
+                    f"SMB did not go over SMB-Direct: {_amount(sends, 'RoCEv2 send')} {direction} "
+                    "by the client, no TCP segment on ports 139, 445 and 5445 either"
                 )
         return None
-    wanted = _PORT_OF[transport]
-    name = f"{'TCP' if transport is Transport.TCP else 'NBT'} ({str(wanted)[4:]})"
+    expected = _EXPECTED[transport]
+    name = f"{transport} (TCP port {TCP_KINDS[expected]})"
     if roce:
         how = "SMB-Direct as well as TCP" if tcp else "SMB-Direct"
-        seen = segments or "0 TCP segments"
-        return f"SMB went over {how}, not {name}: {_amount(roce, 'RoCEv2 packet')}, {seen}"
-    if tcp.keys() - {wanted}:
+        return f"SMB went over {how}, not over {name}: {packets}, {segments or '0 TCP segments'}"
+    if tcp.keys() - {expected}:
         return f"SMB did not go over {name} alone: {segments}"
     for direction in Direction:
-        if not traffic[wanted, direction]:
+        if not traffic[expected, direction]:
             return f"SMB did not go over {name}: no TCP segment {direction} by the client"
     return None
 
 
-def _amount(number: int, what: str, where: str = "") -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}{f' on {where}' if where else ''}"
+def _amount(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

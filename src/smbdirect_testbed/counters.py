@@ -1,0 +1,103 @@
+"""The counters of a client's network stack and RDMA links: a second witness beside the capture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.traffic import TCP_KINDS, Kind, Traffic, frames
+
+# In bash, without a process: $devices are RDMA links. Port counters are only in the sysfs of the
+# machine's own stack, so they are read through process 1.
+COUNTERS_SCRIPT = r"""
+for d in $devices; do
+    c=/proc/1/root/sys/class/infiniband/$d/ports/1/hw_counters
+    { read -r s <$c/sent_pkts && read -r r <$c/rcvd_pkts; } 2>/dev/null && echo "rdma $d $s $r"
+done
+while read -r line; do case $line in Tcp:*) echo "$line";; esac; done </proc/self/net/snmp
+[ /proc/self/ns/net -ef /proc/1/ns/net ] || echo "own stack"
+"""
+
+_LATE = 16
+"""Packets that can come between a marker and the reading of the counters."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counters at one moment.
+
+    :param rdma: packets sent and received by RDMA link, as far as its driver counts them
+    :param tcp: the ``Tcp`` line of ``/proc/net/snmp``: IPv4 and IPv6
+    :param own_stack: the stack is a namespace of its own, so nothing but the scenario uses it
+    """
+
+    rdma: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tcp: Mapping[str, int] = field(default_factory=dict)
+    own_stack: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Counters:
+        """Read what :data:`COUNTERS_SCRIPT` printed."""
+        rdma: dict[str, tuple[int, int]] = {}
+        tcp_lines: list[list[str]] = []
+        own_stack = False
+        for line in text.splitlines():
+            match line.split():
+                case ["rdma", device, sent, received]:
+                    rdma[device] = (int(sent), int(received))
+                case ["Tcp:", *fields]:
+                    tcp_lines.append(fields)
+                case ["own", "stack"]:
+                    own_stack = True
+        tcp: dict[str, int] = {}
+        if len(tcp_lines) == 2:
+            names, values = tcp_lines
+            tcp = {name: int(value) for name, value in zip(names, values, strict=True)}
+        return cls(rdma, tcp, own_stack)
+
+    def since(self, before: Counters) -> Growth:
+        """How much they grew. A link that was made anew meanwhile does not count."""
+        sent = received = 0
+        known = bool(self.rdma)
+        for device, (s, r) in self.rdma.items():
+            s0, r0 = before.rdma.get(device, (0, 0))
+            if device not in before.rdma or s < s0 or r < r0:
+                known = False
+            sent, received = sent + s - s0, received + r - r0
+        tcp = self.tcp.get("OutSegs", 0) - before.tcp.get("OutSegs", 0)
+        return Growth((sent, received) if known else None, tcp if self.own_stack else None)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """By how much counters grew between two moments; None where that is not known.
+
+    :param rdma: packets sent and received by all RDMA links of the client
+    :param tcp_sent: TCP segments sent by the client
+    """
+
+    rdma: tuple[int, int] | None
+    tcp_sent: int | None
+
+    def objection(self, transport: Transport, captured: Traffic) -> str | None:
+        """Why the counters contradict a capture that shows ``transport``; None if they agree."""
+        roce = frames(captured, Kind.ROCE_SEND, Kind.ROCE_OTHER, Kind.ROCE_CM)
+        tcp = frames(captured, *TCP_KINDS, Kind.TCP_OTHER)
+        if transport is Transport.SMBDIRECT:
+            if self.rdma and not all(self.rdma):
+                return (
+                    f"{roce} RoCEv2 packets were captured, but the port counters of the RDMA links "
+                    f"grew by {self.rdma[0]} sent and {self.rdma[1]} received"
+                )
+            if self.tcp_sent is not None and self.tcp_sent > tcp + _LATE:
+                return f"the client sent {self.tcp_sent} TCP segments, {tcp} of them were captured"
+        else:
+            if self.rdma and sum(self.rdma) > roce + _LATE:
+                return (
+                    f"the RDMA links sent and received {sum(self.rdma)} packets, "
+                    f"{roce} of them were captured"
+                )
+            if self.tcp_sent == 0:
+                return f"{tcp} TCP segments were captured, but the client's counter did not move"
+        return None
