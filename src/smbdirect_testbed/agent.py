@@ -242,7 +242,7 @@ def _start_holder(name: str) -> int:
             _mount("none", "/", "none", _MS_REC_PRIVATE)
             _mount("sysfs", "/sys", "sysfs", 0)
             socket.sethostname(name)
-            _write_sysctls({"net/ipv6/conf/all/accept_dad": "0"})
+            _write_sysctls({"net/ipv6/conf/default/accept_dad": "0"})
             os.write(tell, b"1")
         except BaseException as e:
             os.write(tell, str(e).encode())

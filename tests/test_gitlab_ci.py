@@ -1,0 +1,52 @@
+"""The includable gitlab-ci job: valid, and its script does what it says."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from smbdirect_testbed import paths
+
+
+@pytest.fixture
+def job() -> dict[str, Any]:
+    jobs = yaml.safe_load((paths.PROJECT / "gitlab-ci.yml").read_text())
+    assert list(jobs) == ["smbdirect-testbed"]
+    return dict(jobs["smbdirect-testbed"])
+
+
+def test_keys_are_those_of_a_job(job: dict[str, Any]) -> None:
+    assert set(job) == {
+        "stage", "image", "variables", "cache", "script", "artifacts", "interruptible", "timeout",
+    }  # fmt: skip
+    assert job["artifacts"]["reports"]["junit"] == "results/*/junit.xml"
+    assert all(isinstance(line, str) for line in job["script"])
+
+
+@pytest.mark.parametrize("driver", ["", "/a tree/linux"])
+def test_script_sets_up_and_runs(job: dict[str, Any], tmp_path: Path, driver: str) -> None:
+    """The script, with a stand-in for the two programs it starts."""
+    for name in (".ci/setup", ".venv/bin/smbdirect-testbed"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nprintf "[%s]" {name} "$@"\n')
+        program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(job["script"])],
+        env={
+            **os.environ,
+            **job["variables"],
+            "CI_PROJECT_DIR": str(tmp_path),
+            "SMBDIRECT_TESTBED_DRIVER": driver,
+            "SMBDIRECT_TESTBED_ARGUMENTS": "-k nbt",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    option = f"[--driver][{driver}]" if driver else ""
+    assert done.stdout == (f"[.ci/setup][.venv/bin/smbdirect-testbed][run][rxe]{option}[-k][nbt]")
