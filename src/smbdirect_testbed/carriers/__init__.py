@@ -1,0 +1,1 @@
+"""Carriers: what gives us a running kernel."""

@@ -1,0 +1,143 @@
+"""The libvirt domain that a virtual machine is, as XML.
+
+Format: https://libvirt.org/formatdomain.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+from xml.etree import ElementTree as ET
+
+_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+ET.register_namespace("qemu", _QEMU_NAMESPACE)
+
+SHARE_TAG = "testbed"
+"""The name under which the guest mounts the shared directory by 9p."""
+
+
+class Accelerator(StrEnum):
+    """What executes the guest's instructions; the values are libvirt's domain types."""
+
+    KVM = "kvm"
+    TCG = "qemu"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A virtual machine that boots a kernel directly.
+
+    :param memory: MiB of RAM
+    :param root: the read-only root file system's image, the guest's first disk
+    :param scratch: a raw disk image, the guest's second disk
+    :param shared: the directory offered by 9p under the tag :data:`SHARE_TAG`
+    :param console: the file that the first serial port is written to
+    :param ssh_port: the loopback port that leads to the guest's port 22
+    """
+
+    name: str
+    uuid: UUID
+    accelerator: Accelerator
+    cpus: int
+    memory: int
+    kernel: Path
+    initramfs: Path
+    kernel_options: tuple[str, ...]
+    root: Path
+    scratch: Path
+    shared: Path
+    console: Path
+    ssh_port: int
+
+    def xml(self) -> str:
+        """The domain's description for libvirt."""
+        domain = ET.Element("domain", type=self.accelerator)
+        _add(domain, "name", text=self.name)
+        _add(domain, "uuid", text=str(self.uuid))
+        _add(domain, "memory", text=str(self.memory), unit="MiB")
+        _add(domain, "vcpu", text=str(self.cpus))
+        boot = _add(domain, "os")
+        _add(boot, "type", text="hvm", arch="x86_64", machine="q35")
+        _add(boot, "kernel", text=str(self.kernel))
+        _add(boot, "initrd", text=str(self.initramfs))
+        _add(boot, "cmdline", text=" ".join(self.kernel_options))
+        _add(_add(domain, "features"), "acpi")
+        self._add_cpu(domain)
+        # A panic reboots the guest: that is its end, not a second boot.
+        for event in ("on_poweroff", "on_reboot", "on_crash"):
+            _add(domain, event, text="destroy")
+        self._add_devices(_add(domain, "devices"))
+        _add(domain, "seclabel", type="none")
+        _add_qemu_arguments(domain, self._qemu_arguments())
+        return ET.tostring(domain, encoding="unicode")
+
+    def _add_cpu(self, domain: ET.Element) -> None:
+        if self.accelerator is Accelerator.KVM:
+            _add(domain, "cpu", mode="host-passthrough")
+            return
+        cpu = _add(domain, "cpu", mode="maximum")
+        # Five levels of page tables make every emulated TLB miss dearer.
+        _add(cpu, "feature", policy="disable", name="la57")
+
+    def _add_devices(self, devices: ET.Element) -> None:
+        _add(devices, "controller", type="usb", model="none")
+        _add(devices, "memballoon", model="none")
+        _add_disk(devices, "vda", self.root, read_only=True)
+        _add_disk(devices, "vdb", self.scratch, read_only=False)
+        # "squash" ignores that an ordinary user cannot give files away, so that one mode does
+        # for root and for users.
+        share = _add(devices, "filesystem", type="mount", accessmode="squash")
+        _add(share, "source", dir=str(self.shared))
+        _add(share, "target", dir=SHARE_TAG)
+        serial = _add(devices, "serial", type="file")
+        _add(serial, "source", path=str(self.console))
+        _add(serial, "target", port="0")
+        random = _add(devices, "rng", model="virtio")
+        _add(random, "backend", model="random", text="/dev/urandom")
+
+    def _qemu_arguments(self) -> tuple[str, ...]:
+        """What libvirt has no words for."""
+        return (
+            # Forwarding a port into a user-mode network. The guest gets no other way out.
+            "-netdev",
+            f"user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
+            "-device",
+            "virtio-net-pci,netdev=ssh,bus=pcie.0,addr=0x10",
+            # libvirt lets QEMU pause at the guest's end and then ends it; but no libvirt
+            # watches a machine that is kept.
+            "-action",
+            "shutdown=poweroff",
+        )
+
+
+def _add(parent: ET.Element, tag: str, *, text: str | None = None, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _add_disk(devices: ET.Element, target: str, image: Path, *, read_only: bool) -> None:
+    disk = _add(devices, "disk", type="file", device="disk")
+    # By default a full disk of this computer would stop the guest in mid-write, without a word.
+    _add(
+        disk,
+        "driver",
+        name="qemu",
+        type="raw",
+        cache="unsafe",
+        discard="unmap",
+        error_policy="report",
+    )
+    _add(disk, "source", file=str(image))
+    _add(disk, "target", dev=target, bus="virtio")
+    if read_only:
+        _add(disk, "readonly")
+
+
+def _add_qemu_arguments(domain: ET.Element, arguments: Sequence[str]) -> None:
+    commandline = ET.SubElement(domain, f"{{{_QEMU_NAMESPACE}}}commandline")
+    for argument in arguments:
+        ET.SubElement(commandline, f"{{{_QEMU_NAMESPACE}}}arg", value=argument)

@@ -1,0 +1,166 @@
+"""What a virtual machine keeps on this computer, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from smbdirect_testbed.carriers.domain_xml import Accelerator
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.wait import wait_until
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """What another process must know to use or to end a machine.
+
+    :param boot_failures: why earlier attempts to boot it failed
+    """
+
+    name: str
+    uuid: UUID
+    accelerator: Accelerator
+    accelerator_reason: str
+    ssh_port: int
+    libvirt: str = ""
+    qemu: str = ""
+    boot_failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VmState:
+    """The files of one machine below a directory.
+
+    A Unix socket's path is at most 107 bytes long, of which libvirt takes about 50, and
+    ``directory`` may be anywhere: so libvirt and ssh work in a runtime directory below ``/tmp``,
+    to which ``run`` is a link.
+
+    :param directory: of this machine alone
+    """
+
+    directory: Path
+
+    @property
+    def console(self) -> Path:
+        """What the first serial port said."""
+        return self.directory / "console.log"
+
+    @property
+    def shared(self) -> Path:
+        """The directory that the machine sees too."""
+        return self.directory / "shared"
+
+    @property
+    def scratch(self) -> Path:
+        """The image of the scratch disk."""
+        return self.directory / "scratch.img"
+
+    @property
+    def runtime(self) -> Path:
+        """The runtime directory, through the link to it."""
+        return self._link.readlink()
+
+    @property
+    def libvirt(self) -> Path:
+        """libvirt's root."""
+        return self.runtime / "libvirt"
+
+    @property
+    def ssh(self) -> Path:
+        """Keys and configuration of ssh."""
+        return self.runtime / "ssh"
+
+    @property
+    def has_runtime(self) -> bool:
+        """Whether a machine runs or has been left here."""
+        return self._link.is_symlink()
+
+    def make(self) -> None:
+        """Make the directories.
+
+        :raises ProvisionError: there is no place for sockets
+        """
+        self.shared.mkdir(parents=True, exist_ok=True)
+        # The same machine gets the same runtime directory, so that what a killed run left between
+        # the next two lines is found again.
+        runtime = _runtime_base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(runtime)
+        wait_until(lambda: _make_below_base(runtime), f"{runtime} to be made", timeout=5)
+
+    def write_record(self, record: VmRecord) -> None:
+        """Keep the record, in place of any earlier one."""
+        new = self._record.with_suffix(".new")
+        new.write_text(json.dumps(asdict(record), default=str, indent=1))
+        new.replace(self._record)
+
+    def read_record(self) -> VmRecord | None:
+        """The record of the machine that runs here or was left here."""
+        try:
+            data: dict[str, Any] = json.loads(self._record.read_text())
+        except FileNotFoundError:
+            return None
+        return VmRecord(
+            **{
+                **data,
+                "uuid": UUID(data["uuid"]),
+                "accelerator": Accelerator(data["accelerator"]),
+                "boot_failures": tuple(data["boot_failures"]),
+            }
+        )
+
+    def remove(self) -> None:
+        """Remove all but the console and the shared directory, whose contents outlive a machine."""
+        if self.has_runtime:
+            runtime = self.runtime
+            shutil.rmtree(runtime, ignore_errors=True)
+            with suppress(OSError):
+                runtime.parent.rmdir()
+            self._link.unlink(missing_ok=True)
+        for file in (self.scratch, self._record.with_suffix(".new"), self._record):
+            file.unlink(missing_ok=True)
+
+    @property
+    def _link(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def _record(self) -> Path:
+        return self.directory / "vm.json"
+
+
+def _make_below_base(runtime: Path) -> bool:
+    """Make the directory; false if another machine's end removed the one above it just now."""
+    _runtime_base()
+    try:
+        runtime.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _runtime_base() -> Path:
+    """Make a directory of this user's, in a place with a short path."""
+    uid = os.geteuid()
+    base = Path("/tmp") / f"smbdirect-testbed-{uid}"
+    try:
+        base.mkdir(mode=0o700, exist_ok=True)
+        found = base.lstat()
+    except OSError as e:
+        raise ProvisionError(
+            f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
+        ) from e
+    # Anyone may make things in /tmp, and keys and sockets will lie below it.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) & 0o77:
+        raise ProvisionError(
+            f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"
+        )
+    return base
