@@ -1,0 +1,228 @@
+"""Installing Debian packages into a new directory tree, with mmdebstrap."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from smbdirect_testbed import cache, mirror
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.process import kill_group
+from smbdirect_testbed.progress import Progress
+
+_UNPACKED_GIB = 2.0
+_STOP_SECONDS = 20
+_PINNED = """\
+Package: *
+Pin: release n={suite}
+Pin-Priority: 500
+"""
+_NOT_REACHED = (
+    "Could not resolve",
+    "Temporary failure resolving",
+    "Could not connect",
+    "Connection failed",
+    "Connection timed out",
+    "Cannot initiate the connection",
+    "Unable to connect",
+    "Could not handshake",
+    "Certificate verification failed",
+    "Failed to fetch",
+    "does not have a Release file",
+)
+_EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """What is to be installed.
+
+    :param suites: a Debian suite; further ones, as backports, whose packages are preferred
+    :param packages: names, or ``name=version``
+    :param hooks: mmdebstrap's customize hooks: they run once the packages are installed
+    """
+
+    suites: tuple[str, ...]
+    packages: tuple[str, ...]
+    hooks: tuple[str, ...] = ()
+
+
+def hook(*words: str | Path) -> str:
+    """A hook of mmdebstrap's from its words; paths on this computer must be absolute."""
+    return shlex.join(str(w) for w in words)
+
+
+def bootstrap_nothing(what: Bootstrap, log: Path, progress: Progress) -> None:
+    """Install, and keep only what the hooks take out.
+
+    :param log: grows with what mmdebstrap says
+    :raises ProvisionError: it failed, with the reason
+    """
+    with _temporary_directory() as temporary:
+        _run(_argv(what, "null", "-"), temporary, log, progress, stdout=subprocess.DEVNULL)
+
+
+def bootstrap_directory(what: Bootstrap, target: Path, log: Path, progress: Progress) -> None:
+    """Install into a new directory that belongs to the user who runs this.
+
+    :raises ProvisionError: it failed, with the reason
+    """
+    if _is_root():
+        with _temporary_directory() as temporary:
+            argv = _argv(what, "directory", os.fspath(target))
+            _run(argv, temporary, log, progress, stdout=subprocess.DEVNULL)
+        return
+    target.mkdir()
+    # What an ordinary user unpacks becomes the user's own; device nodes cannot be.
+    tar = ["tar", "-x", "--no-same-owner", "--exclude=./dev/*", "-C", os.fspath(target)]
+    with _temporary_directory() as temporary:
+        unpack = subprocess.Popen(tar, stdin=subprocess.PIPE, start_new_session=True)
+        try:
+            _run(_argv(what, "tar", "-"), temporary, log, progress, stdout=unpack.stdin)
+            assert unpack.stdin is not None
+            unpack.stdin.close()
+            if unpack.wait() != 0:
+                raise ProvisionError(f"cannot unpack into {target}: tar failed")
+        except BaseException:
+            kill_group(unpack)
+            unpack.wait()
+            raise
+
+
+def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
+    address = mirror.debian_mirror()
+    options = [
+        'Acquire::Languages "none"',
+        'Acquire::http::Timeout "20"',
+        'Acquire::https::Timeout "20"',
+        'APT::Install-Recommends "false"',
+        *mirror.apt_options(),
+    ]
+    setup = ['mkdir -p "$1/etc/apt/preferences.d" "$1/etc/kernel/postinst.d"']
+    for suite in what.suites[1:]:
+        pin = shlex.quote(_PINNED.format(suite=suite))
+        setup.append(f'printf %s {pin} > "$1/etc/apt/preferences.d/{suite}"')
+    # An initrd is made in half a minute, and not used.
+    for generator in ("dracut", "initramfs-tools"):
+        setup.append(f'ln -s /bin/true "$1/etc/kernel/postinst.d/{generator}"')
+    excluded = [*_EXCLUDED, "/etc/kernel/postinst.d/*"]
+    return [
+        "mmdebstrap",
+        f"--mode={'root' if _is_root() else 'unshare'}",
+        "--variant=apt",
+        f"--format={output}",
+        "--components=main",
+        f"--keyring={mirror.keyring()}",
+        *(f"--aptopt={option}" for option in options),
+        "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={path}" for path in excluded),
+        f"--setup-hook={' && '.join(setup)}",
+        *(f"--customize-hook={hook}" for hook in what.hooks),
+        f"--include={','.join(what.packages)}",
+        what.suites[0],
+        target,
+        *(f"deb {address} {suite} main" for suite in what.suites),
+    ]
+
+
+def _run(
+    argv: Sequence[str], temporary: Path, log: Path, progress: Progress, stdout: object
+) -> None:
+    """Run mmdebstrap; on any exception it is stopped and removes what it made."""
+    lines: deque[str] = deque(maxlen=400)
+    proc = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,  # type: ignore[arg-type]
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": os.fspath(temporary), "LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+        text=True,
+        errors="replace",
+    )
+    try:
+        assert proc.stderr is not None
+        with log.open("a") as f:
+            for line in proc.stderr:
+                f.write(line)
+                lines.append(line.rstrip())
+                if step := _step(line):
+                    progress.say(f"  {step}")
+        status = proc.wait()
+    except BaseException:
+        _stop(proc)
+        raise
+    if status != 0:
+        raise _failure(lines, temporary, log)
+
+
+def _step(line: str) -> str | None:
+    """What to tell the user of a line of mmdebstrap's."""
+    steps = {
+        "I: downloading packages": "downloading packages",
+        "I: extracting archives": "installing the base system",
+        "I: installing remaining packages": "installing packages",
+    }
+    return next((text for start, text in steps.items() if line.startswith(start)), None)
+
+
+def _stop(proc: subprocess.Popen[str]) -> None:
+    """Stop mmdebstrap as Ctrl-C on a terminal does, so that it removes its directory."""
+    try:
+        os.killpg(proc.pid, signal.SIGINT)
+        # Its pipe must be read to the end, or it blocks in its last messages.
+        proc.communicate(timeout=_STOP_SECONDS)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+    try:
+        os.killpg(proc.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    proc.wait()
+
+
+def _failure(lines: Sequence[str], temporary: Path, log: Path) -> ProvisionError:
+    text = "\n".join(lines)
+    if "No space left on device" in text:
+        return cache.disk_full(temporary)
+    if any(reason in text for reason in _NOT_REACHED):
+        return ProvisionError(
+            "cannot get packages from the Debian mirror that apt is set up for",
+            hint=f"check the network, or set {mirror.VARIABLE}; the full log is {log}",
+        )
+    errors = [line for line in lines if line.startswith(("E: ", "W: ", "dpkg: error"))]
+    return ProvisionError(
+        "mmdebstrap could not install the packages",
+        hint=f"the full log is {log}",
+        detail="\n".join(errors[-10:] or lines[-10:]),
+    )
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    """A directory for mmdebstrap, which must be open to the user ids of its namespace."""
+    home = Path("/var/tmp")
+    cache.require_space(home, _UNPACKED_GIB, "installing packages")
+    directory = Path(tempfile.mkdtemp(prefix="smbdirect-testbed-", dir=home))
+    try:
+        directory.chmod(0o755)
+        yield directory
+    finally:
+        if any(directory.iterdir()) and not _is_root():
+            # They belong to user ids of the namespace, and it is gone.
+            argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
+            argv += [os.fspath(p) for p in directory.iterdir()]
+            subprocess.run(argv, stderr=subprocess.DEVNULL, check=False, timeout=60)
+        cache.remove(directory)
