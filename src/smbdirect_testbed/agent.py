@@ -129,16 +129,23 @@ class Agent:
         for end in ends:
             self._wait_up(end)
 
-    def make_rdma_link(self, host: str, device: str, kind: str, name: str, gids: int) -> None:
-        """Put an RDMA link on an interface; wait until it is active and has its addresses.
+    def make_rdma_links(self, links: list[dict[str, Any]]) -> None:
+        """Put RDMA links on interfaces; wait until they are active and have their addresses.
 
-        :param gids: how many GID table entries the interface's addresses make
+        One after the other: rdma_rxe refuses a link with EPERM while another is being made in the
+        same namespace. Each link: host, device, kind, name, and gids (how many GID table entries
+        the interface's addresses make).
         """
-        self._run(host, "rdma", "link", "add", name, "type", kind, "netdev", device)
-        self.rdma_links.append((host, name))
-        port = Path("/sys/class/infiniband") / name / "ports/1"
-        _wait(lambda: "ACTIVE" in (port / "state").read_text(), f"RDMA link {name} to be active")
-        _wait(lambda: _gid_count(port) >= gids, f"{gids} GIDs on RDMA link {name}")
+        for link in links:
+            add = ["rdma", "link", "add", link["name"], "type", link["kind"]]
+            self._run(link["host"], *add, "netdev", link["device"])
+            self.rdma_links.append((link["host"], link["name"]))
+        for link in links:
+            name, port = link["name"], Path("/sys/class/infiniband") / link["name"] / "ports/1"
+            _wait(partial(_active, port), f"RDMA link {name} to be active")
+            _wait(
+                partial(_has_gids, port, link["gids"]), f"{link['gids']} GIDs on RDMA link {name}"
+            )
 
     def unmake(self) -> None:
         """Remove RDMA links, then links, then hosts; every removal is waited for.
@@ -219,16 +226,19 @@ def _gone(path: Path) -> bool:
     return not path.exists()
 
 
-def _gid_count(port: Path) -> int:
-    empty = "0000:0000:0000:0000:0000:0000:0000:0000"
+def _active(port: Path) -> bool:
+    return "ACTIVE" in (port / "state").read_text()
 
-    def read(path: Path) -> str:
-        try:
-            return path.read_text().strip()
-        except OSError:
-            return empty
 
-    return sum(read(p) != empty for p in (port / "gids").iterdir())
+def _has_gids(port: Path, wanted: int) -> bool:
+    return sum(_gid_is_set(gid) for gid in (port / "gids").iterdir()) >= wanted
+
+
+def _gid_is_set(gid: Path) -> bool:
+    try:
+        return gid.read_text().strip("0:\n") != ""
+    except OSError:
+        return False
 
 
 def _start_holder(name: str) -> int:

@@ -63,17 +63,21 @@ def make_rdma_links(hosts: Mapping[str, Host], agent: AgentClient) -> None:
 
     :raises ProvisionError: the kernel refused one, or it did not become active
     """
-    for host in hosts.values():
-        for end in host.ends:
-            if end.rdma:
-                agent.call(
-                    "make_rdma_link",
-                    host=host.name,
-                    device=end.device,
-                    kind=end.rdma.value,
-                    name=end.rdma_device,
-                    gids=_GIDS_PER_END,
-                )
+    agent.call(
+        "make_rdma_links",
+        links=[
+            {
+                "host": host.name,
+                "device": end.device,
+                "kind": end.rdma.value,
+                "name": end.rdma_device,
+                "gids": _GIDS_PER_END,
+            }
+            for host in hosts.values()
+            for end in host.ends
+            if end.rdma
+        ],
+    )
 
 
 def planned_link(number: int, link: LinkSpec) -> dict[str, HostEnd]:
