@@ -45,11 +45,13 @@ def run_scenarios(
     progress: Progress,
     *,
     keep: bool,
+    plugins: Sequence[object] = (),
 ) -> int:
     """Run scenarios in an environment and write the results; return the exit status.
 
     :param scenarios: pytest paths; empty for all
     :param expression: pytest's ``-k``
+    :param plugins: more pytest plugins, for those who run scenarios from Python
     :raises UsageError: a path does not exist
     """
     for scenario in scenarios:
@@ -67,7 +69,7 @@ def run_scenarios(
         "no:cacheprovider",
         *(["-k", expression] if expression else []),
     ]
-    pytest.main(arguments, plugins=[plugin])
+    pytest.main(arguments, plugins=[plugin, *plugins])
     return plugin.exit_status
 
 

@@ -1,0 +1,80 @@
+"""Break one thing of an environment on purpose, then run scenarios in it.
+
+Usage: sabotage.py WHAT EXPRESSION; the exit status is that of the run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from smbdirect_testbed.envfile import load_environment
+from smbdirect_testbed.environment import Environment
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.runner import run_scenarios
+from smbdirect_testbed.spec import ServerKind
+
+
+def _kill_smbd(environment: Environment) -> None:
+    environment.machine.run(["pkill", "-KILL", "-x", "smbd"])
+
+
+def unload_socket_module(environment: Environment) -> None:
+    """The server is gone too then: it holds sockets of the module."""
+    _kill_smbd(environment)
+    environment.machine.run(["rmmod", "smbdirect_socket"])
+
+
+def stop_smbd(environment: Environment) -> None:
+    """Nothing listens any more."""
+    _kill_smbd(environment)
+
+
+def tcp_on_5445(environment: Environment) -> None:
+    """Both ends believe they use SMB-Direct and use TCP: the silent fall-back."""
+    server = environment.host_of(ServerKind.SMBD)
+    assert server
+    pid = environment.machine.run(["pgrep", "-o", "-x", "smbd"]).stdout.strip()
+    command = environment.machine.run(["cat", f"/proc/{pid}/cmdline"]).stdout.split("\0")[:-1]
+    _kill_smbd(environment)
+    launcher = environment.driver.launcher
+    stand_in = '#!/bin/sh\n[ "$1" = -- ] && shift\nexec "$@"\n'
+    environment.machine.run(["sh", "-c", 'cat >"$0"', str(launcher)], input=stand_in)
+    server.run(["setsid", "--fork", *command])
+
+
+def panic(environment: Environment) -> None:
+    """The kernel panics under the first scenario."""
+    environment.machine.run(["sh", "-c", "sleep 3 && echo c >/proc/sysrq-trigger &"])
+
+
+SABOTAGE: dict[str, Callable[[Environment], None]] = {
+    f.__name__: f for f in (unload_socket_module, stop_smbd, tcp_on_5445, panic)
+}
+
+
+class Saboteur:
+    """Breaks the environment once it is there, before the first scenario."""
+
+    def __init__(self, act: Callable[[Environment], None]) -> None:
+        self._act = act
+
+    @pytest.fixture(scope="session", autouse=True)
+    def sabotage(self, environment: Environment) -> None:
+        self._act(environment)
+
+
+if __name__ == "__main__":
+    what, expression = sys.argv[1:]
+    sys.exit(
+        run_scenarios(
+            load_environment("rxe"),
+            [],
+            expression,
+            Progress(),
+            keep=False,
+            plugins=[Saboteur(SABOTAGE[what])],
+        )
+    )
