@@ -1,0 +1,1 @@
+"""SMB servers and clients on hosts, and how a transport is spelt for each."""

@@ -1,0 +1,127 @@
+"""An SMB server on a host: what clients need to know of it, and its life."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path, PurePosixPath
+
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.smb.transports import SambaTransports
+from smbdirect_testbed.spec import ServerKind, Transport
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of an SMB server.
+
+    :param nt_hash: MD4 of the password in UTF-16, in hexadecimal: what servers store
+    """
+
+    user: str
+    password: str
+    nt_hash: str
+
+
+TESTER = Account("tester", "password", "8846F7EAEE8FB117AD06BDD830B7586C")
+"""The image's user. There is nothing to protect: it can be reached over the links only."""
+
+
+class SmbServer(ABC):
+    """An SMB server on a host.
+
+    :param share_directory: the share's directory in the machine
+    :param logs: where its logs are, on this computer
+    :param transports: what it listens on while it runs
+    :param samba: how Samba in its machine, servers and clients, is told a transport
+    """
+
+    kind: ServerKind
+    share = "share"
+    account = TESTER
+
+    def __init__(
+        self,
+        host: Host,
+        transports: Sequence[Transport],
+        share_directory: PurePosixPath,
+        logs: Path,
+        samba: SambaTransports,
+    ) -> None:
+        self.host = host
+        self.transports = tuple(transports)
+        self.share_directory = share_directory
+        self.logs = logs
+        self.samba = samba
+
+    def address(
+        self, client: Host | None = None, *, ipv6: bool = False
+    ) -> IPv4Address | IPv6Address:
+        """The address at which a client reaches it; without one, that of its first link."""
+        end = self.host.end_towards(client) if client else self.host.ends[0]
+        return end.ipv6.ip if ipv6 else end.ipv4.ip
+
+    def unc(self, client: Host | None = None, *, ipv6: bool = False) -> str:
+        """The share as a client names it: ``//10.7.0.1/share``."""
+        return f"//{self.address(client, ipv6=ipv6)}/{self.share}"
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it and wait until it really listens on all of its transports.
+
+        :raises ProvisionError: it ended, or did not listen in time; with the end of its log
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it and wait until all of its processes are gone. Harmless when repeated."""
+
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether its main process lives."""
+
+    def check(self) -> None:
+        """Raise :class:`ProvisionError` with the end of its log, unless it runs."""
+        if not self.running():
+            self.host.machine.raise_if_dead()
+            raise ProvisionError(
+                f"{self.kind} on {self.host.name} does not run any more",
+                hint=f"its logs are in {self.logs}",
+                detail=self.log_end(),
+            )
+
+    def log_end(self, lines: int = 20) -> str:
+        """The last lines of the log that was written to last."""
+        logs = [p for p in self.logs.glob("*") if p.is_file()] if self.logs.exists() else []
+        newest = max(logs, key=lambda p: p.stat().st_mtime, default=None)
+        if newest is None:
+            return "it left no log"
+        end = newest.read_text(errors="replace").rstrip().splitlines()[-lines:]
+        return "\n".join([f"{newest.name}:", *end])
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it stopped while the context lasts."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def offering(self, *transports: Transport) -> Iterator[None]:
+        """Have it listen on these transports only while the context lasts."""
+        usual = self.transports
+        self.stop()
+        try:
+            self.transports = transports
+            self.start()
+            yield
+        finally:
+            self.stop()
+            self.transports = usual
+            self.start()

@@ -1,0 +1,156 @@
+"""smbd: Samba's file server, started for one environment and stopped without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.smb.config import smbd_config, smbpasswd_line
+from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.smb.transports import PORTS, SambaTransports, samba_transports
+from smbdirect_testbed.spec import ServerKind, Transport
+
+_SHARE = PurePosixPath("/srv/share")
+_READY_TIMEOUT = 60
+"""Seconds; it takes about 3 in an emulated machine."""
+_STOP_TIMEOUT = 20
+
+# Every process of smbd's stays in its control group, whatever session it moves to, so that they
+# can be told and counted. Start and wait are one script: each command costs a round trip. An RDMA
+# listener is seen only in the list of connection managers' ids.
+#
+# smbd looks up its own host name for each connection. Without it in /etc/hosts that is a question
+# to a name server, and 5 s when there is none.
+_START = r"""
+group=$1 private=$2 logs=$3 share=$4 user=$5 account=$6; shift 6
+addresses=$1 tcp_ports=$2 rdma_port=$3 deadline=$(($(date +%s) + $4)); shift 4
+for d in private state cache lock pid ncalrpc; do mkdir -p "$private/$d"; done
+mkdir -p "$group" "$logs" "$share"
+chmod 700 "$private"
+chmod 1777 "$share"
+cat >"$private/smb.conf"
+(umask 077; echo "$account" | sed "s/:UID:/:$(id -u "$user"):/" >"$private/smbpasswd")
+grep -qw "$(uname -n)" /etc/hosts || echo "127.0.0.1 $(uname -n)" >>/etc/hosts
+
+missing() {
+    ss -Hltn >"$private/listening"
+    for a in $addresses; do
+        for p in $tcp_ports; do
+            grep -qF " $a:$p " "$private/listening" || { echo "$a, TCP port $p"; return; }
+        done
+    done
+    [ "$rdma_port" ] || return
+    rdma resource show cm_id | grep -F "state LISTEN" >"$private/listening"
+    for a in $addresses; do
+        grep -qF -e "src-addr $a:$rdma_port " -e "src-addr $(echo "$a" | tr -d '[]'):$rdma_port " \
+            "$private/listening" || { echo "$a, RDMA port $rdma_port"; return; }
+    done
+}
+setsid sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" "$@" \
+    </dev/null >>"$logs/smbd.out" 2>&1 &
+echo $! >"$private/main"
+while m=$(missing); [ "$m" ]; do
+    kill -0 $! 2>/dev/null || { echo "ended"; exit 1; }
+    [ "$(date +%s)" -lt "$deadline" ] || { echo "does not listen on $m"; exit 1; }
+    sleep 0.1
+done
+"""
+
+_STOP = r"""
+group=$1 private=$2 deadline=$(($(date +%s) + $3)) told=
+[ -d "$group" ] || exit 0
+while [ "$(cat "$group/cgroup.procs")" ]; do
+    [ "$told" ] || kill -TERM $(cat "$group/cgroup.procs") 2>/dev/null
+    told=1
+    if [ "$(date +%s)" -ge "$deadline" ]; then
+        for p in $(cat "$group/cgroup.procs"); do cat "/proc/$p/comm"; done
+        echo 1 >"$group/cgroup.kill"
+        exit 1
+    fi
+    sleep 0.05
+done
+rm -f "$private/main"
+rmdir "$group"
+"""
+
+
+class Smbd(SmbServer):
+    """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct."""
+
+    kind = ServerKind.SMBD
+
+    def __init__(self, host: Host, transports: Sequence[Transport], samba: SambaTransports) -> None:
+        logs = host.machine.shared.here / f"smbd-{host.name}"
+        super().__init__(host, transports, _SHARE, logs, samba)
+        # Not on the shared directory: Samba's databases are mapped into memory.
+        self._private = PurePosixPath(f"/run/smbd-{host.name}")
+        self._group = PurePosixPath(f"/proc/1/root/sys/fs/cgroup/smbd-{host.name}")
+
+    def start(self) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        there = self.host.machine.shared.path_there(self.logs)
+        config = smbd_config(
+            name=self.host.name.upper(),
+            interfaces=[i for e in self.host.ends for i in (e.ipv4, e.ipv6)],
+            transports=self.samba.spelt(self.transports),
+            private=self._private,
+            logs=there,
+            share=self.share,
+            share_directory=self.share_directory,
+        )
+        addresses = [a for e in self.host.ends for a in (f"{e.ipv4.ip}", f"[{e.ipv6.ip}]")]
+        tcp = [str(PORTS[t]) for t in self.transports if t is not Transport.SMBDIRECT]
+        rdma = str(PORTS[Transport.SMBDIRECT]) if Transport.SMBDIRECT in self.transports else ""
+        # --foreground would still end its caller's process group, hence a session of its own.
+        smbd = ["smbd", "--foreground", f"--configfile={self._private}/smb.conf"]
+        script = [
+            *("sh", "-c", _START, "start"),
+            *(str(self._group), str(self._private), str(there), str(self.share_directory)),
+            *(self.account.user, smbpasswd_line(self.account)),
+            *(" ".join(addresses), " ".join(tcp), rdma, str(_READY_TIMEOUT)),
+            *self.samba.command(smbd),
+        ]
+        started = self.host.run(script, input=config, timeout=_READY_TIMEOUT + 30, check=False)
+        if not started.ok:
+            why = started.output.strip() or "did not start"
+            self.stop()
+            raise ProvisionError(
+                f"smbd on {self.host.name} {why}",
+                hint=f"its logs are in {self.logs}",
+                detail=self.log_end(),
+            )
+
+    def stop(self) -> None:
+        arguments = [str(self._group), str(self._private), str(_STOP_TIMEOUT)]
+        try:
+            self.host.run(["sh", "-c", _STOP, "stop", *arguments], timeout=_STOP_TIMEOUT + 20)
+        except CommandFailed as e:
+            raise ProvisionError(
+                f"smbd on {self.host.name} did not stop within {_STOP_TIMEOUT} s and was killed",
+                detail=f"{e.output.strip()}\n{self.log_end()}",
+            ) from e
+
+    def running(self) -> bool:
+        test = 'kill -0 "$(cat "$0/main")"'
+        return self.host.run(["sh", "-c", test, str(self._private)], check=False).ok
+
+
+@contextmanager
+def running_smbd(
+    host: Host, driver: LoadedDriver, transports: Sequence[Transport]
+) -> Iterator[Smbd]:
+    """Have smbd running on a host while the context lasts.
+
+    :raises ProvisionError: it did not start, with the end of its log
+    """
+    smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
+    smbd.start()
+    try:
+        yield smbd
+    finally:
+        if not host.machine.death():
+            smbd.stop()

@@ -1,0 +1,85 @@
+"""How a transport is spelt for Samba.
+
+A Samba that knows the transport ``smbdirect`` is told just that. Stock Samba is told
+``tcp:5445`` and runs under the preload library, which makes sockets of that port SMB-Direct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.spec import Transport
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.smb.server import SmbServer
+
+PORTS = {Transport.TCP: 445, Transport.NBT: 139, Transport.SMBDIRECT: 5445}
+"""Where a server listens; 5445 is SMB-Direct's own port (MS-SMBD 2.1)."""
+
+
+@dataclass(frozen=True)
+class SambaTransports:
+    """What a machine's Samba understands.
+
+    :param launcher: ``smbdirect-run`` in the machine; None when Samba itself knows ``smbdirect``
+    """
+
+    launcher: PurePosixPath | None
+
+    @property
+    def native(self) -> bool:
+        """Whether Samba knows the transport ``smbdirect`` without help."""
+        return self.launcher is None
+
+    def spelt(self, transports: Sequence[Transport]) -> str:
+        """The value of ``client smb transports`` or ``server smb transports``."""
+        return ", ".join(self._one(t) for t in transports)
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """The command that runs a program of Samba's so that it can use SMB-Direct."""
+        return [*([str(self.launcher)] if self.launcher else []), *command]
+
+    def _one(self, transport: Transport) -> str:
+        if transport is Transport.SMBDIRECT and not self.native:
+            return f"tcp:{PORTS[transport]}"
+        return transport.value
+
+
+def samba_transports(host: Host, launcher: PurePosixPath) -> SambaTransports:
+    """Find out what Samba on a host understands: it refuses the name of an unknown transport."""
+    asked = host.run(
+        ["testparm", "--suppress-prompt", "--option=client smb transports=smbdirect", "/dev/null"],
+        check=False,
+    )
+    return SambaTransports(None if asked.ok else launcher)
+
+
+def smbtorture_command(
+    server: SmbServer,
+    transport: Transport,
+    arguments: Sequence[str],
+    *,
+    client: Host | None = None,
+    ipv6: bool = False,
+) -> list[str]:
+    """The command that runs smbtorture against a server's share over one transport.
+
+    :param arguments: further options, and suites
+    :param client: where it will run; matters when the server has several links
+    """
+    account = server.account
+    return server.samba.command(
+        [
+            "smbtorture",
+            "--configfile=/dev/null",
+            "--target=samba3",
+            f"--option=client smb transports={server.samba.spelt([transport])}",
+            f"--user={account.user}%{account.password}",
+            server.unc(client, ipv6=ipv6),
+            *arguments,
+        ]
+    )
