@@ -41,8 +41,7 @@ _TCPDUMP = 'exec tcpdump -i "$0" -U -s 0 -B 65536 --immediate-mode -Z root -w - 
 
 _MARK = (
     """
-label=$1 devices=$2 kernel_log=$3; shift 3
-[ -z "$kernel_log" ] || echo "$kernel_log" >/dev/kmsg
+label=$1 devices=$2; shift 2
 for address in "$@"; do printf %s "$label" >"/dev/udp/$address/9" || exit 1; done
 """
     + COUNTERS_SCRIPT
@@ -120,10 +119,9 @@ class WireCapture:
         self._run = secrets.token_hex(4)
         self._markers = 0
 
-    def moment(self, *, kernel_log: str = "") -> Moment:
+    def moment(self) -> Moment:
         """Read the capture as far as now.
 
-        :param kernel_log: a line to write into the kernel log by the way
         :raises ProvisionError: the capture does not show the marker in time
         :raises MachineDied: the machine stopped running
         """
@@ -132,7 +130,7 @@ class WireCapture:
         marker = _MARKER + f"{self._run} {self._markers}.".encode()
         devices = " ".join(e.rdma_device for e in self._client.ends if e.rdma_device)
         addresses = [str(link.address) for link in self.links]
-        script = ["bash", "-c", _MARK, "mark", marker.decode(), devices, kernel_log, *addresses]
+        script = ["bash", "-c", _MARK, "mark", marker.decode(), devices, *addresses]
         counters = Counters.parse(self._client.run(script).stdout)
         for link in self.links:
             records = wait_until(

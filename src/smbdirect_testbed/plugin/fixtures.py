@@ -1,0 +1,90 @@
+"""The fixtures that scenarios use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smbdirect_testbed.capture import Wire
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.plugin.torture import Torture
+from smbdirect_testbed.spec import Role, ServerKind
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.environment import Environment
+    from smbdirect_testbed.host import Host
+    from smbdirect_testbed.loaded_driver import LoadedDriver
+    from smbdirect_testbed.plugin.run import RunPlugin
+    from smbdirect_testbed.smb.server import SmbServer
+
+
+class Fixtures:
+    """Plugged into pytest beside :class:`RunPlugin`, which knows the environment."""
+
+    def __init__(self, run: RunPlugin) -> None:
+        self._run = run
+
+    @pytest.fixture(scope="session")
+    def environment(self) -> Environment:
+        """The environment that this run was given."""
+        return self._run.environment
+
+    @pytest.fixture(scope="session")
+    def server(self, environment: Environment) -> Host:
+        """The host that smbd runs on, or the first with the role of a server."""
+        return environment.host_of(ServerKind.SMBD) or _host(environment, Role.SERVER)
+
+    @pytest.fixture(scope="session")
+    def client(self, environment: Environment) -> Host:
+        """The first host with the role of a client."""
+        return _host(environment, Role.CLIENT)
+
+    @pytest.fixture(scope="session")
+    def driver(self, environment: Environment) -> LoadedDriver:
+        """The driver's modules in the machine."""
+        return environment.driver
+
+    @pytest.fixture(scope="session")
+    def smbd(self, environment: Environment) -> SmbServer:
+        """The running smbd; the scenario is skipped in an environment without one."""
+        if server := environment.servers.get(ServerKind.SMBD):
+            return server
+        pytest.skip(f"environment {environment.spec.name} has no smbd")
+
+    @pytest.fixture(scope="session", autouse=True)
+    def _provenance(
+        self, environment: Environment, record_testsuite_property: Callable[[str, object], None]
+    ) -> None:
+        for name, value in environment.facts().items():
+            record_testsuite_property(name, value)
+
+    @pytest.fixture
+    def wire(self) -> Wire:
+        """What goes over the wire during this scenario: ``wire.expect(Transport.SMBDIRECT)``."""
+        if wire := self._run.watch.wire():
+            return wire
+        raise ProvisionError("nothing is captured: no client with a link, or the capture was lost")
+
+    @pytest.fixture
+    def scenario_log(self, request: pytest.FixtureRequest) -> Path:
+        """A directory for what this scenario wants to keep; the report shows its ``.log`` files."""
+        directory = self._run.scenario_directory(request.node.nodeid)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    @pytest.fixture
+    def torture(
+        self, request: pytest.FixtureRequest, smbd: SmbServer, client: Host, scenario_log: Path
+    ) -> Torture:
+        """smbtorture: ``torture.run("smb2.lock", Transport.SMBDIRECT)``."""
+        return Torture(request.node, client, smbd, scenario_log, self._run.notes)
+
+
+def _host(environment: Environment, role: Role) -> Host:
+    try:
+        return environment.host(role)
+    except ProvisionError as e:
+        pytest.skip(e.message)

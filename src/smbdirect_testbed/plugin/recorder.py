@@ -1,0 +1,104 @@
+"""From pytest's reports to results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+
+from smbdirect_testbed.results import Directories, Outcome, ScenarioResult
+
+_NOT_RUN = "not run: "
+
+
+def not_run_reason(reason: str) -> str:
+    """The reason to give :func:`pytest.skip` for what could not run at all."""
+    return f"{_NOT_RUN}{reason}"
+
+
+class Recorder:
+    """Keeps one result for each scenario, in the order they were collected."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, ScenarioResult] = {}
+        self._directories = Directories()
+
+    def expect(self, ids: Iterable[str]) -> None:
+        """These scenarios are going to run."""
+        for id in ids:
+            self._results[id] = ScenarioResult(id, Outcome.NOT_RUN)
+
+    def add(self, report: pytest.TestReport) -> ScenarioResult:
+        """Take in a report of one phase; return what is known of its scenario now."""
+        before = self._results.get(report.nodeid)
+        now = _result(report)
+        if before and before.outcome is not Outcome.NOT_RUN:
+            # A failure stands, and so does a skip; a later phase can only make it worse.
+            worse = now.outcome is Outcome.FAILED and before.outcome is not Outcome.FAILED
+            kept = now if worse else before
+            now = dataclasses.replace(kept, seconds=before.seconds + now.seconds)
+        self._results[report.nodeid] = now
+        return now
+
+    def left(self, id: str) -> None:
+        """A scenario left something in its directory."""
+        name = f"scenarios/{self.directory(id)}"
+        self._results[id] = dataclasses.replace(self._results[id], directory=name)
+
+    def directory(self, id: str) -> str:
+        """The name of a scenario's directory."""
+        return self._directories.name(id)
+
+    def result(self, id: str) -> ScenarioResult:
+        """What is known of a scenario."""
+        return self._results[id]
+
+    def finish(self, reason: str) -> list[ScenarioResult]:
+        """All results.
+
+        :param reason: why some did not run, for those that do not say it themselves
+        """
+        return [
+            dataclasses.replace(r, message=reason)
+            if r.outcome is Outcome.NOT_RUN and not r.message
+            else r
+            for r in self._results.values()
+        ]
+
+
+def _result(report: pytest.TestReport) -> ScenarioResult:
+    outcome = {
+        "passed": Outcome.PASSED,
+        "failed": Outcome.FAILED,
+        "skipped": Outcome.SKIPPED,
+    }[report.outcome]
+    message, trace = _message(report)
+    if report.skipped and hasattr(report, "wasxfail"):
+        outcome, message = Outcome.KNOWNFAIL, str(report.wasxfail).removeprefix("reason: ")
+    elif report.skipped and message.startswith(_NOT_RUN):
+        outcome, message = Outcome.NOT_RUN, message.removeprefix(_NOT_RUN)
+    output = "\n".join(
+        f"{heading}:\n{content.rstrip()}" for heading, content in report.sections if content.strip()
+    )
+    return ScenarioResult(
+        report.nodeid,
+        outcome,
+        report.duration,
+        message,
+        trace,
+        output if report.failed else "",
+        getattr(report, "suite", ""),
+    )
+
+
+def _message(report: pytest.TestReport) -> tuple[str, str]:
+    """Why, and where."""
+    longrepr = report.longrepr
+    if longrepr is None:
+        return "", ""
+    if isinstance(longrepr, tuple):
+        return str(longrepr[2]).removeprefix("Skipped: "), ""
+    if crash := getattr(longrepr, "reprcrash", None):
+        return str(crash.message), report.longreprtext
+    return report.longreprtext, ""

@@ -1,0 +1,52 @@
+"""The logs of servers, divided at the borders between scenarios."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.smb.server import SmbServer
+
+
+_LARGEST_PART = 1 << 20
+"""Bytes of one log kept for one scenario: the last ones."""
+
+
+class ServerLogs:
+    """Keeps for each scenario what the servers logged meanwhile."""
+
+    def __init__(self) -> None:
+        self._ends: dict[Path, int] = {}
+        self._servers: dict[Path, SmbServer] = {}
+
+    def cut(self, servers: Iterable[SmbServer], directory: Path | None) -> None:
+        """Write what came since the last cut, one file for each log.
+
+        :param directory: where to; None forgets it
+        """
+        for server in servers:
+            self._servers[server.logs] = server
+            for log in _files(server.logs):
+                begin, end = self._ends.get(log, 0), log.stat().st_size
+                self._ends[log] = end
+                if directory and end > begin:
+                    directory.mkdir(parents=True, exist_ok=True)
+                    with log.open("rb") as file:
+                        file.seek(max(begin, end - _LARGEST_PART))
+                        part = file.read(end - file.tell())
+                    (directory / f"{server.kind}-{log.name}.log").write_bytes(part)
+
+    def keep(self, directory: Path) -> None:
+        """Copy all logs of all servers seen to a directory each: ``smbd/``."""
+        for server in self._servers.values():
+            for log in _files(server.logs):
+                target = directory / server.kind / log.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(log, target)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [p for p in sorted(directory.glob("*")) if p.is_file()] if directory.is_dir() else []

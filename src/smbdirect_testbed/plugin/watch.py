@@ -1,0 +1,199 @@
+"""Watching the machine and the wire while scenarios run."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from smbdirect_testbed.capture import Moment, Wire, WireCapture, as_json, capturing
+from smbdirect_testbed.errors import MachineDied, ProvisionError
+from smbdirect_testbed.kernel_log import Mark, Splat, SplatKind, find_splats
+from smbdirect_testbed.plugin.server_logs import ServerLogs
+from smbdirect_testbed.spec import Role
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.environment import Environment
+
+_LONGEST_TRACE = 80
+"""Lines of one report of the kernel in a message; all of it is in the scenario's kernel.log."""
+
+
+@dataclass(frozen=True)
+class _Border:
+    """A point between two scenarios. The wire's is missing when nothing is captured."""
+
+    log: Mark
+    wire: Moment | None
+
+
+class Watch:
+    """The kernel log and the wire, divided at the borders between scenarios.
+
+    :param directory: the run's results directory
+    :param notes: takes lines about what could not be watched
+    """
+
+    def __init__(self, environment: Environment, directory: Path, notes: list[str]) -> None:
+        self._environment = environment
+        self._directory = directory
+        self._notes = notes
+        self._stack = ExitStack()
+        self._pool = ThreadPoolExecutor(1)
+        self._capture: WireCapture | None = None
+        self._border = _Border(Mark("begin", 0, 0), None)
+        self._seen = 0
+        self._wire: Wire | None = None
+        self._server_logs = ServerLogs()
+
+    def __enter__(self) -> Self:
+        self._stack.callback(self._pool.shutdown)
+        env = self._environment
+        clients = [h for h in env.hosts.values() if h.role is Role.CLIENT and h.ends]
+        if clients:
+            logs = self._directory / "tcpdump"
+            self._capture = self._stack.enter_context(capturing(clients[0], env.hosts, logs))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server_logs.keep(self._directory)
+        self._stack.close()
+        for link in self._capture.links if self._capture else ():
+            if lost := link.lost():
+                self._notes.append(
+                    f"the capture of {link.device} lacks {lost} packets: tcpdump was too slow"
+                )
+
+    def death(self) -> str | None:
+        """Why the machine no longer runs; None while it does."""
+        return self._environment.machine.death()
+
+    @property
+    def last_mark(self) -> Mark:
+        """The last border in the kernel log."""
+        return self._border.log
+
+    def begin(self) -> None:
+        """A scenario begins; what was found until now belongs to another."""
+        self._seen = 0
+        self._wire = None
+
+    def wire(self) -> Wire | None:
+        """The wire during this scenario; None when nothing is captured."""
+        if self._wire is None and self._capture and self._border.wire:
+            self._wire = Wire(self._capture, self._border.wire)
+        return self._wire
+
+    def glance(self) -> list[Splat]:
+        """New failures that the kernel has reported since the scenario began.
+
+        This costs nothing as long as there are none.
+        """
+        log = self._environment.kernel_log
+        if not self._new(log.between(self._border.log), look=True):
+            return []
+        log.mark("after a report of the kernel")  # by then all of it has been said
+        return self._new(log.between(self._border.log))
+
+    def border(self, label: str, directory: Path) -> list[Splat]:
+        """Divide here, and leave what there is of the last part in a directory.
+
+        :param label: what ends here, for people who read the kernel log
+        :returns: failures that the kernel reported and that were not returned before
+        """
+        log = self._environment.kernel_log
+        wire: Future[Moment | None] = self._pool.submit(self._moment)
+        mark = log.mark(label)
+        moment = wire.result()
+        text = log.between(self._border.log, mark)
+        splats = self._new(text)
+        if text.strip():
+            _write(directory / "kernel.log", text)
+        if self._capture:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._capture.cut(directory / "capture.pcap")
+            self._write_counters(directory, moment)
+        self._server_logs.cut(self._environment.servers.values(), directory)
+        _remove_if_empty(directory)
+        self._border = _Border(mark, moment)
+        return splats
+
+    def _new(self, text: str, *, look: bool = False) -> list[Splat]:
+        """Failures in the log since the border, without those returned before.
+
+        :param look: do not count them as returned
+        """
+        splats = [s for s in find_splats(text) if s.fails]
+        new = splats[self._seen :]
+        if not look:
+            self._seen = max(self._seen, len(splats))
+        return new
+
+    def _moment(self) -> Moment | None:
+        if not self._capture or self.death():
+            return None
+        try:
+            return self._capture.moment()
+        except MachineDied:
+            return None
+        except ProvisionError as e:
+            self._notes.append(f"the capture lost its place: {e.message}")
+            return None
+
+    def _write_counters(self, directory: Path, end: Moment | None) -> None:
+        proofs = self._wire.proofs if self._wire else []
+        begin = self._border.wire
+        if not (begin and end):
+            return
+        seen, growth = end.traffic - begin.traffic, end.counters.since(begin.counters)
+        if not seen and not proofs:
+            return
+        document = {
+            "captured": as_json(seen),
+            "rdma_port_counters": growth.rdma,
+            "tcp_segments_sent": growth.tcp_sent,
+            "proofs": proofs,
+        }
+        _write(directory / "counters.json", json.dumps(document, indent=1) + "\n")
+
+
+def describe(splats: list[Splat]) -> str:
+    """A message about reports of the kernel: the first line says it all."""
+    lines: list[str] = []
+    for splat in splats:
+        lines.append(_headline(splat))
+        lines += splat.trace[:_LONGEST_TRACE]
+        if len(splat.trace) > _LONGEST_TRACE:
+            lines.append(f"[... {len(splat.trace) - _LONGEST_TRACE} more lines in kernel.log ...]")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _headline(splat: Splat) -> str:
+    if splat.kind is SplatKind.PANIC:
+        return splat.title
+    return f"kernel {splat.kind}: {splat.title}"
+
+
+def describe_death(reason: str, splats: list[Splat]) -> str:
+    """A message about a machine that died: the panic's line, and the traces before it."""
+    return f"machine died: {reason}\n\n{describe(splats)}".rstrip()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, errors="replace")
+
+
+def _remove_if_empty(directory: Path) -> None:
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
