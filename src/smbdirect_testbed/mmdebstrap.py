@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -38,7 +39,20 @@ _NOT_REACHED = (
     "Failed to fetch",
     "does not have a Release file",
 )
+_MISSING = re.compile(
+    r"E: (?:Unable to locate package|Version '[^']*' for|Package) '?([a-z0-9][a-z0-9.+-]*)"
+)
 _EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+
+
+class PackageMissing(ProvisionError):
+    """The archive does not have a package, or not in the version asked for."""
+
+    def __init__(self, package: str, log: Path) -> None:
+        super().__init__(
+            f"the Debian archive has no package {package}", hint=f"the full log is {log}"
+        )
+        self.package = package
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,8 @@ def _failure(lines: Sequence[str], temporary: Path, log: Path) -> ProvisionError
     text = "\n".join(lines)
     if "No space left on device" in text:
         return cache.disk_full(temporary)
+    if missing := _MISSING.search(text):
+        return PackageMissing(missing[1], log)
     if any(reason in text for reason in _NOT_REACHED):
         return ProvisionError(
             "cannot get packages from the Debian mirror that apt is set up for",

@@ -1,0 +1,160 @@
+"""Building the driver against an image's kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+from smbdirect_testbed import cache, paths
+from smbdirect_testbed.driver.manifest import (
+    LAUNCHER,
+    PRELOAD,
+    BuiltDriver,
+    read_manifest,
+    write_manifest,
+)
+from smbdirect_testbed.driver.sources import DriverSource, resolve
+from smbdirect_testbed.driver.toolchain import (
+    SIW,
+    SMB,
+    SOURCE_PARTS,
+    Toolchain,
+    provide_toolchain,
+)
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.image import Image
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.spec import DriverSpec
+
+_VERSION = "1"
+"""Of this module: to be raised when it makes another driver of the same source."""
+
+_GIB = 0.3
+_SECONDS = 900
+_MODULES = {
+    "smbdirect": "linux/fs/smb/smbdirect",
+    "siw": "linux/drivers/infiniband/sw/siw",
+    "cifs": "linux/fs/smb/client",
+    "ksmbd": "linux/fs/smb/server",
+    "smbdirect_socket": "smbdirect_socket",
+}
+"""Directory in the work directory by module, in the order they are loaded."""
+
+_OPTIONS = {
+    "SMBDIRECT": "m",
+    "CIFS_SMB_DIRECT": "y",
+    "SMB_SERVER_SMBDIRECT": "y",
+    "RDMA_SIW": "m",
+}
+"""Kernel options of the driver, which the distribution's kernels have switched off."""
+
+_SHOWN_ERRORS = 10
+_OUR_CODE = ("smbdirect_socket", "preload")
+
+
+def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltDriver:
+    """The driver for an image's kernel, built first if it is not in the cache.
+
+    :raises UsageError: the spec's path holds no driver
+    :raises ProvisionError: the source cannot be had, or does not compile
+    """
+    source = resolve(spec, image, progress)
+    digest = cache.digest(
+        [_VERSION, source.identity, image.kernel_release, image.kernel_version]
+        + [cache.digest_tree(paths.driver() / part) for part in _OUR_CODE]
+    )
+
+    def make(directory: Path) -> None:
+        cache.require_space(directory, _GIB, "building the driver")
+        toolchain = provide_toolchain(image, progress)
+        with progress.phase("driver", f"building driver from {source.description}"):
+            _build(source, toolchain, directory, progress)
+            write_manifest(
+                directory,
+                digest,
+                tuple(_MODULES),
+                source=source.description,
+                version=source.version,
+                kernel_release=image.kernel_release,
+            )
+
+    return read_manifest(cache.provide("drivers", digest[:16], make, progress))
+
+
+def _build(
+    source: DriverSource, toolchain: Toolchain, directory: Path, progress: Progress
+) -> None:
+    log = cache.log_file("driver")
+    tree = directory / "source"
+    source.write(tree)
+    root = toolchain.build_root
+    with root.work_directory("driver", progress) as work:
+        linux = work / "linux"
+        # A part of a tree may do without siw, which is then the distribution's.
+        missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
+        root.run(["true"], outputs={toolchain.source / p: tree / p for p in missing})
+        inputs = {linux / part: tree / part for part in SOURCE_PARTS}
+        inputs |= {work / part: paths.driver() / part for part in _OUR_CODE}
+        root.run(["true"], inputs=inputs)
+
+        smb = linux / SMB
+        symbols = f"KBUILD_EXTRA_SYMBOLS={smb}/Module.symvers"
+        kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}", *_options()]
+        steps = [[*kbuild, f"M={linux / part}", "modules"] for part in (SMB, SIW)]
+        socket = [f"M={work / 'smbdirect_socket'}", f"SMBDIRECT_SRC={smb / 'smbdirect'}", symbols]
+        steps.append([*kbuild, *socket, "modules"])
+        steps.append(["make", "-C", str(work / "preload")])
+        for argv in steps:
+            try:
+                root.run(argv, log=log, timeout=_SECONDS)
+            except CommandFailed as e:
+                if e.status is None or e.status < 0:
+                    raise
+                raise _does_not_compile(source, e, work, log) from e
+        files = {name: work / place / f"{name}.ko" for name, place in _MODULES.items()}
+        stripped = work / "stripped"
+        root.run(["mkdir", "-p", str(stripped)])
+        for name, file in files.items():
+            # Debugging information is ten times the code, and it would all be loaded.
+            root.run(["strip", "--strip-debug", "-o", str(stripped / f"{name}.ko"), str(file)])
+        outputs = {stripped / f"{name}.ko": directory / f"{name}.ko" for name in files}
+        outputs |= {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
+        root.run(["true"], outputs=outputs)
+    shutil.rmtree(tree)
+
+
+def _options() -> list[str]:
+    """The driver's kernel options for make and, as the code sees them, for the compiler."""
+    defines = [
+        f"-DCONFIG_{name}{'_MODULE' if value == 'm' else ''}=1" for name, value in _OPTIONS.items()
+    ]
+    return [
+        *(f"CONFIG_{name}={value}" for name, value in _OPTIONS.items()),
+        f"KCFLAGS={' '.join(defines)}",
+    ]
+
+
+def compile_errors(output: str, work: PurePosixPath) -> list[str]:
+    """The lines of a build's output that say what is wrong, with paths as in the source."""
+    places = [f"{work}/linux/", f"{work}/"]
+    lines = []
+    for line in output.splitlines():
+        if re.search(r"(: (fatal )?error: |^ERROR: |: undefined reference to )", line):
+            for place in places:
+                line = line.replace(place, "")
+            if line not in lines:
+                lines.append(line)
+    return lines[:_SHOWN_ERRORS]
+
+
+def _does_not_compile(
+    source: DriverSource, failed: CommandFailed, work: PurePosixPath, log: Path
+) -> ProvisionError:
+    errors = compile_errors(failed.output, work) or failed.output.rstrip().splitlines()[-10:]
+    return ProvisionError(
+        f"the driver from {source.description} does not compile",
+        hint=f"the full log is {log}",
+        detail="\n".join(errors),
+    )
