@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Passive opening.
+ */
+#include "sdsock.h"
+
+#include <linux/sched/signal.h>
+
+int sdsock_listen(struct socket *sock, int backlog)
+{
+	struct sock *sk = sock->sk;
+	struct sdsock *ss = to_sdsock(sk);
+	int ret = 0;
+
+	lock_sock(sk);
+	if (sk->sk_state == TCP_LISTEN)
+		goto out;
+	ret = -EINVAL;
+	if (sk->sk_state != TCP_CLOSE)
+		goto out;
+	ret = sdsock_autobind(ss);
+	if (!ret)
+		ret = sdsock_open(ss);
+	if (ret)
+		goto out;
+	ret = smbdirect_socket_listen(ss->sc, max(backlog, 1));
+	if (ret) {
+		sdsock_detach(ss);
+		goto out;
+	}
+	ss->dead_listener = false;
+	WRITE_ONCE(sk->sk_shutdown, 0);
+	sdsock_set_state(sk, TCP_LISTEN);
+out:
+	release_sock(sk);
+	return ret;
+}
+
+bool sdsock_acceptable(struct sdsock *ss)
+{
+	bool ready;
+
+	spin_lock(&ss->lock);
+	ready = ss->sc && !list_empty_careful(&ss->sc->listen.ready);
+	spin_unlock(&ss->lock);
+	return ready;
+}
+
+/* An accepted socket has what setsockopt() gave its listener. */
+static void sdsock_inherit(struct sock *nsk, struct sock *sk)
+{
+	nsk->sk_family = sk->sk_family;
+	nsk->sk_protocol = sk->sk_protocol;
+	nsk->sk_destruct = sk->sk_destruct;
+	nsk->sk_reuse = sk->sk_reuse;
+	nsk->sk_reuseport = sk->sk_reuseport;
+	nsk->sk_ipv6only = sk->sk_ipv6only;
+	nsk->sk_bound_dev_if = sk->sk_bound_dev_if;
+	nsk->sk_userlocks = sk->sk_userlocks;
+	nsk->sk_sndbuf = sk->sk_sndbuf;
+	nsk->sk_rcvbuf = sk->sk_rcvbuf;
+	nsk->sk_rcvlowat = sk->sk_rcvlowat;
+	nsk->sk_rcvtimeo = sk->sk_rcvtimeo;
+	nsk->sk_sndtimeo = sk->sk_sndtimeo;
+	nsk->sk_priority = sk->sk_priority;
+	nsk->sk_mark = sk->sk_mark;
+	nsk->sk_lingertime = sk->sk_lingertime;
+	if (sock_flag(sk, SOCK_LINGER))
+		sock_set_flag(nsk, SOCK_LINGER);
+	if (sock_flag(sk, SOCK_KEEPOPEN))
+		sock_set_flag(nsk, SOCK_KEEPOPEN);
+	if (nsk->sk_family == AF_INET6)
+		inet_sk(nsk)->pinet6 = &to_sdsock(nsk)->inet6;
+	security_sk_clone(sk, nsk);
+}
+
+/* Nothing may fail once the peer has been told that it was accepted. */
+static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bool kern)
+{
+	struct sock *nsk = sk_alloc(sock_net(sk), sk->sk_family, GFP_KERNEL, sk->sk_prot, kern);
+
+	if (!nsk)
+		return NULL;
+	sock_init_data(newsock, nsk);
+	sdsock_inherit(nsk, sk);
+	sdsock_init(nsk);
+	return nsk;
+}
+
+/* Returns 0, or -EAGAIN; lock_sock() is held. */
+static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_accept_arg *arg)
+{
+	struct sdsock *child = to_sdsock(nsk);
+	struct smbdirect_socket *sc;
+
+	if (sk->sk_state != TCP_LISTEN)
+		return sock_error(sk) ?: -EINVAL;
+	/* without waiting: close() must be able to take the transport away */
+	sc = smbdirect_socket_accept(to_sdsock(sk)->sc, 0, arg);
+	if (!sc)
+		return arg->err == -EAGAIN ? -EAGAIN : sdsock_errno(arg->err);
+
+	lock_sock(nsk);
+	child->connect_done = true;
+	child->max_frame = sc->parameters.max_fragmented_send_size;
+	sdsock_set_state(nsk, TCP_ESTABLISHED);
+	sdsock_attach(child, sc);
+	sdsock_note_addresses(child);
+	release_sock(nsk);
+	return 0;
+}
+
+static long sdsock_wait_for_child(struct sock *sk, long timeo)
+{
+	DEFINE_WAIT(wait);
+
+	prepare_to_wait_exclusive(sk_sleep(sk), &wait, TASK_INTERRUPTIBLE);
+	if (!sdsock_acceptable(to_sdsock(sk)) && READ_ONCE(sk->sk_state) == TCP_LISTEN)
+		timeo = schedule_timeout(timeo);
+	finish_wait(sk_sleep(sk), &wait);
+	return timeo;
+}
+
+int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg)
+{
+	struct sock *sk = sock->sk;
+	struct sock *nsk = NULL;
+	long timeo = sock_rcvtimeo(sk, arg->flags & O_NONBLOCK);
+	int ret;
+
+	for (;;) {
+		if (sdsock_acceptable(to_sdsock(sk)) && !nsk) {
+			/* released with newsock if it is not needed after all */
+			nsk = sdsock_new_child(sk, newsock, arg->kern);
+			if (!nsk)
+				return -ENOMEM;
+		}
+		lock_sock(sk);
+		if (nsk)
+			ret = sdsock_take_child(sk, nsk, arg);
+		else if (sk->sk_state != TCP_LISTEN)
+			ret = sock_error(sk) ?: -EINVAL;
+		else
+			ret = -EAGAIN;
+		release_sock(sk);
+		if (ret != -EAGAIN || !timeo)
+			return ret;
+		if (signal_pending(current))
+			return sock_intr_errno(timeo);
+		timeo = sdsock_wait_for_child(sk, timeo);
+	}
+}

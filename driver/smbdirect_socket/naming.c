@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Addresses: bind(), and what getsockname() and getpeername() will say.
+ */
+#include "sdsock.h"
+
+#include <net/ip.h>
+
+/*
+ * Check a sockaddr from userspace and copy it. An IPv4-mapped address given to
+ * an IPv6 socket becomes the IPv4 address, which is what rdma_cm understands.
+ */
+int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
+		      struct sockaddr_storage *out)
+{
+	const struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)addr;
+	struct sockaddr_in *in4 = (struct sockaddr_in *)out;
+	size_t size = sk->sk_family == AF_INET6 ? SIN6_LEN_RFC2133 : sizeof(*in4);
+
+	if (len < (int)offsetofend(struct sockaddr, sa_family))
+		return -EINVAL;
+	if (addr->sa_family != sk->sk_family)
+		return -EAFNOSUPPORT;
+	if (len < (int)size)
+		return -EINVAL;
+
+	memset(out, 0, sizeof(*out));
+	if (sk->sk_family == AF_INET6 && ipv6_addr_v4mapped(&in6->sin6_addr)) {
+		if (sk->sk_ipv6only)
+			return -ENETUNREACH;
+		in4->sin_family = AF_INET;
+		in4->sin_port = in6->sin6_port;
+		in4->sin_addr.s_addr = in6->sin6_addr.s6_addr32[3];
+		return 0;
+	}
+	if (sk->sk_family == AF_INET6)
+		size = min_t(size_t, len, sizeof(struct sockaddr_in6));
+	memcpy(out, addr, size);
+	return 0;
+}
+
+/* smbdirect expects no event on a transport that is only bound, and warns */
+static int sdsock_bound_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
+{
+	smbdirect_socket_shutdown(id->context);
+	return 0;
+}
+
+int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
+{
+	struct rdma_cm_id *id = ss->sc->rdma.cm_id;
+	struct sock *sk = sdsock_sk(ss);
+	int ret;
+
+	rdma_lock_handler(id);
+	id->event_handler = sdsock_bound_event;
+	rdma_unlock_handler(id);
+	id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
+	if (sk->sk_reuse)
+		rdma_set_reuseaddr(id, 1);
+	ret = smbdirect_socket_bind(ss->sc, (struct sockaddr *)addr);
+	if (ret == -ENODEV)	/* an address of ours, but of no RDMA device, or not ours */
+		ret = -EADDRNOTAVAIL;
+	return ret;
+}
+
+static void sdsock_note_local(struct sock *sk, const struct sockaddr_storage *addr)
+{
+	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
+	struct inet_sock *inet = inet_sk(sk);
+
+	inet->inet_sport = in4->sin_port; /* at the same place in both */
+	inet->inet_num = ntohs(inet->inet_sport);
+	if (addr->ss_family == AF_INET) {
+		inet->inet_saddr = in4->sin_addr.s_addr;
+		inet->inet_rcv_saddr = in4->sin_addr.s_addr;
+		if (sk->sk_family == AF_INET6)
+			ipv6_addr_set_v4mapped(inet->inet_saddr, &sk->sk_v6_rcv_saddr);
+	} else if (addr->ss_family == AF_INET6) {
+		sk->sk_v6_rcv_saddr = in6->sin6_addr;
+		if (ipv6_addr_type(&in6->sin6_addr) & IPV6_ADDR_LINKLOCAL)
+			sk->sk_bound_dev_if = in6->sin6_scope_id;
+	}
+	if (sk->sk_family == AF_INET6)
+		inet6_sk(sk)->saddr = sk->sk_v6_rcv_saddr;
+}
+
+void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr)
+{
+	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
+	struct inet_sock *inet = inet_sk(sk);
+
+	inet->inet_dport = in4->sin_port;
+	if (addr->ss_family == AF_INET) {
+		inet->inet_daddr = in4->sin_addr.s_addr;
+		if (sk->sk_family == AF_INET6)
+			ipv6_addr_set_v4mapped(inet->inet_daddr, &sk->sk_v6_daddr);
+	} else if (addr->ss_family == AF_INET6) {
+		sk->sk_v6_daddr = in6->sin6_addr;
+	}
+}
+
+/* Keep both names, for they outlive the transport. */
+void sdsock_note_addresses(struct sdsock *ss)
+{
+	const struct rdma_addr *addr = &ss->sc->rdma.cm_id->route.addr;
+	struct sock *sk = sdsock_sk(ss);
+
+	sdsock_note_local(sk, &addr->src_addr);
+	if (sk->sk_state != TCP_CLOSE && sk->sk_state != TCP_LISTEN)
+		sdsock_note_peer(sk, &addr->dst_addr);
+}
+
+static int sdsock_bind_locked(struct sdsock *ss, struct sockaddr_storage *addr)
+{
+	struct sock *sk = sdsock_sk(ss);
+	int ret;
+
+	if (ss->bound || sk->sk_state != TCP_CLOSE)
+		return -EINVAL;
+	ret = sdsock_open(ss);
+	if (ret)
+		return ret;
+	ret = sdsock_bind_transport(ss, addr);
+	if (ret) {
+		sdsock_detach(ss);
+		return ret;
+	}
+	sdsock_note_addresses(ss);
+	/* with the port that rdma_cm chose, if it was left to it */
+	ss->bound_addr = ss->sc->rdma.cm_id->route.addr.src_addr;
+	ss->bound = true;
+	return 0;
+}
+
+int sdsock_autobind(struct sdsock *ss)
+{
+	struct sockaddr_storage any = { .ss_family = sdsock_sk(ss)->sk_family };
+
+	return ss->bound ? 0 : sdsock_bind_locked(ss, &any);
+}
+
+int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len)
+{
+	struct sock *sk = sock->sk;
+	struct net *net = sock_net(sk);
+	struct sockaddr_storage wanted;
+	unsigned short port;
+	int ret;
+
+	ret = sdsock_check_addr(sk, addr, len, &wanted);
+	if (ret)
+		return ret;
+	port = ntohs(((struct sockaddr_in *)&wanted)->sin_port);
+	if (port && inet_port_requires_bind_service(net, port) &&
+	    !ns_capable(net->user_ns, CAP_NET_BIND_SERVICE))
+		return -EACCES;
+
+	lock_sock(sk);
+	ret = sdsock_bind_locked(to_sdsock(sk), &wanted);
+	release_sock(sk);
+	return ret;
+}

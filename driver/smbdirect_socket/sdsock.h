@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * IPPROTO_SMBDIRECT stream sockets on top of smbdirect.ko.
+ *
+ * One struct sdsock is one userspace socket. It owns at most one struct
+ * smbdirect_socket ("the transport"), which is created when a name is first
+ * needed and released as soon as the connection is over, so that an open file
+ * descriptor never keeps an RDMA device busy.
+ *
+ * Locks, outermost first:
+ *   lock_sock()   state changes: bind, listen, connect, accept, shutdown, end
+ *   rx.reader     one reader at a time; held while copying to userspace
+ *   rx.lock       moving segments off the transport; never held across a fault
+ *   tx.writer     one writer at a time; held while copying from userspace
+ *   lock          the transport pointer as seen by poll, the list of frames
+ * The transport's own wait queue locks nest inside none of these: its
+ * callbacks only wake or queue work.
+ */
+#ifndef SDSOCK_H
+#define SDSOCK_H
+
+/*
+ * fs/smb/smbdirect/internal.h: the exported calls cannot return what is left of
+ * a stream after the peer disconnected, so recv.c works on the reassembly list.
+ * Hence this module must be built from the sources smbdirect.ko was built from.
+ */
+#include "internal.h"
+
+#include <linux/module.h>
+#include <linux/net.h>
+#include <net/inet_sock.h>
+#include <net/ipv6.h>
+#include <net/sock.h>
+
+#ifndef IPPROTO_SMBDIRECT
+#define IPPROTO_SMBDIRECT 257
+#endif
+
+/* The length that precedes each frame in the byte stream, as in [MS-SMB2] 2.1 */
+#define SDSOCK_PREFIX_LEN sizeof(__be32)
+
+/* A piece of the incoming byte stream, prefix included where a frame starts */
+struct sdsock_chunk {
+	struct list_head list;
+	u32 offset;
+	u32 len;
+	u8 data[];
+};
+
+/* An outgoing frame while userspace writes it, and until the peer has it */
+struct sdsock_frame {
+	struct list_head list;
+	u32 filled;
+	u32 size;		/* with the prefix */
+	u8 data[];
+};
+
+struct sdsock_rx {
+	struct mutex reader;
+	struct mutex lock;
+	struct list_head chunks;
+	size_t bytes;		/* in chunks */
+	u32 frame_left;		/* bytes of the current frame still to arrive */
+};
+
+struct sdsock_tx {
+	struct mutex writer;
+	u8 prefix[SDSOCK_PREFIX_LEN];
+	u8 prefix_len;
+	struct sdsock_frame *frame;
+	struct list_head queue;	/* under sdsock.lock */
+	size_t bytes;		/* in queue, under sdsock.lock */
+	unsigned long sent;	/* frames, to see progress */
+	bool closed;		/* no frame reaches the transport any more */
+	bool lost;		/* a frame was accepted from userspace and not sent */
+	bool unsure;		/* all of it was posted, but not all was completed */
+	struct work_struct work;
+	wait_queue_head_t idle;	/* queue became empty, or closed was set */
+};
+
+struct sdsock {
+	struct inet_sock inet;	/* must be first */
+
+	struct smbdirect_socket *sc;
+	spinlock_t lock;
+	wait_queue_entry_t status_watch;
+	wait_queue_entry_t data_watch;
+	wait_queue_entry_t ready_watch;
+
+	bool bound;
+	bool dead_listener;	/* the device went away under it */
+	bool connect_done;	/* connect() has returned 0 for this connection */
+	struct sockaddr_storage bound_addr;
+	u32 max_frame;		/* what the peer takes, without the prefix */
+
+	struct sdsock_rx rx;
+	struct sdsock_tx tx;
+
+	struct work_struct event_work;
+	struct work_struct shutdown_work;
+	struct work_struct close_work;
+
+	struct ipv6_pinfo inet6; /* must be last: see ipv6_pinfo_offset */
+};
+
+static inline struct sdsock *to_sdsock(const struct sock *sk)
+{
+	return (struct sdsock *)sk;
+}
+
+static inline struct sock *sdsock_sk(struct sdsock *ss)
+{
+	return &ss->inet.sk;
+}
+
+static inline void sdsock_set_state(struct sock *sk, int state)
+{
+	/* pairs with poll, which looks without lock_sock() */
+	smp_store_release(&sk->sk_state, state);
+}
+
+/* main.c */
+extern struct workqueue_struct *sdsock_wq;
+extern unsigned int sdsock_linger_ms;
+void sdsock_fill_parameters(struct smbdirect_socket_parameters *sp);
+void sdsock_set_logging(struct smbdirect_socket *sc);
+int sdsock_init(struct sock *sk);
+
+/* transport.c: life of ss->sc; callers hold lock_sock() or are the last user */
+int sdsock_open(struct sdsock *ss);
+void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
+void sdsock_detach(struct sdsock *ss);
+void sdsock_event_work(struct work_struct *work);
+int sdsock_errno(int error);
+
+/* naming.c */
+int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
+		      struct sockaddr_storage *out);
+int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr);
+int sdsock_autobind(struct sdsock *ss);
+void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr);
+void sdsock_note_addresses(struct sdsock *ss);
+int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
+
+/* connect.c */
+int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
+void sdsock_connected(struct sdsock *ss);
+bool sdsock_negotiated(struct smbdirect_socket *sc);
+
+/* listen.c */
+int sdsock_listen(struct socket *sock, int backlog);
+int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg);
+bool sdsock_acceptable(struct sdsock *ss);
+
+/* send.c */
+int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+void sdsock_tx_work(struct work_struct *work);
+bool sdsock_writable(struct sdsock *ss);
+
+/* recv.c */
+int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+bool sdsock_readable(struct sdsock *ss, size_t offset);
+int sdsock_inq(struct sdsock *ss);
+void sdsock_salvage(struct sdsock *ss);
+
+/* poll.c */
+__poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);
+int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
+
+/* close.c */
+int sdsock_shutdown(struct socket *sock, int how);
+int sdsock_release(struct socket *sock);
+void sdsock_shutdown_work(struct work_struct *work);
+void sdsock_close_work(struct work_struct *work);
+
+#endif

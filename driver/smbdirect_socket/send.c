@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Sending. SMB-Direct carries frames, a stream socket bytes: frames are put
+ * together here from whatever pieces userspace writes, and handed to the
+ * transport, which waits for credits and for completion, by a work item.
+ */
+#include "sdsock.h"
+
+static void sdsock_free_frame(struct sdsock *ss, struct sdsock_frame *frame)
+{
+	spin_lock(&ss->lock);
+	list_del(&frame->list);
+	ss->tx.bytes -= frame->size;
+	ss->tx.sent++;
+	spin_unlock(&ss->lock);
+	kvfree(frame);
+}
+
+static bool sdsock_send_frame(struct sdsock *ss, struct sdsock_frame *frame)
+{
+	struct kvec vec = { .iov_base = frame->data, .iov_len = frame->size };
+	struct iov_iter iter;
+	int ret;
+
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, frame->size);
+	ret = smbdirect_connection_send_iter(ss->sc, &iter, 0, false, 0);
+	if (ret >= 0)
+		return true;
+	/*
+	 * A peer may disconnect once it has the frame, before we see that it
+	 * has. sdsock_connection_over() finds out which it was.
+	 */
+	if (ret == -ENOTCONN && !iov_iter_count(&iter))
+		ss->tx.unsure = true;
+	else
+		ss->tx.lost = true;
+	return false;
+}
+
+void sdsock_tx_work(struct work_struct *work)
+{
+	struct sdsock *ss = container_of(work, struct sdsock, tx.work);
+	struct sock *sk = sdsock_sk(ss);
+	struct sdsock_frame *frame;
+	bool closed;
+
+	for (;;) {
+		spin_lock(&ss->lock);
+		frame = list_first_entry_or_null(&ss->tx.queue, struct sdsock_frame, list);
+		closed = ss->tx.closed;
+		spin_unlock(&ss->lock);
+		if (!frame)
+			break;
+
+		/* sdsock_detach() sets closed and flushes us before sc goes away */
+		if (closed) {
+			ss->tx.lost = true;
+		} else if (!sdsock_send_frame(ss, frame)) {
+			spin_lock(&ss->lock);
+			ss->tx.closed = true;
+			spin_unlock(&ss->lock);
+			/* half a frame may be out: nothing can follow it */
+			smbdirect_socket_shutdown(ss->sc);
+		}
+		sdsock_free_frame(ss, frame);
+		sk->sk_write_space(sk);
+		wake_up(&ss->tx.idle);
+	}
+}
+
+static bool sdsock_queue_frame(struct sdsock *ss, struct sdsock_frame *frame)
+{
+	bool closed;
+
+	spin_lock(&ss->lock);
+	closed = ss->tx.closed;
+	if (!closed) {
+		list_add_tail(&frame->list, &ss->tx.queue);
+		ss->tx.bytes += frame->size;
+		queue_work(sdsock_wq, &ss->tx.work);
+	}
+	spin_unlock(&ss->lock);
+	return !closed;
+}
+
+/* A frame that was begun is always taken to its end. */
+bool sdsock_writable(struct sdsock *ss)
+{
+	return READ_ONCE(ss->tx.frame) ||
+	       READ_ONCE(ss->tx.bytes) < READ_ONCE(sdsock_sk(ss)->sk_sndbuf);
+}
+
+/* Complete the prefix; returns bytes taken from msg, or an error and takes none. */
+static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
+{
+	size_t had = ss->tx.prefix_len;
+	u8 piece[SDSOCK_PREFIX_LEN];
+	size_t n;
+	u32 size;
+
+	/* hardened usercopy forbids copying into the sock slab */
+	n = copy_from_iter(piece, SDSOCK_PREFIX_LEN - had, &msg->msg_iter);
+	if (!n)
+		return -EFAULT;
+	memcpy(ss->tx.prefix + had, piece, n);
+	if (had + n < SDSOCK_PREFIX_LEN) {
+		ss->tx.prefix_len = had + n;
+		return n;
+	}
+
+	size = get_unaligned_be32(ss->tx.prefix);
+	if (size > ss->max_frame) {
+		iov_iter_revert(&msg->msg_iter, n);
+		return -EMSGSIZE;
+	}
+	if (size) {
+		struct sdsock_frame *frame;
+
+		frame = kvmalloc(struct_size(frame, data, SDSOCK_PREFIX_LEN + size),
+				 GFP_KERNEL_ACCOUNT);
+		if (!frame) {
+			iov_iter_revert(&msg->msg_iter, n);
+			return -ENOBUFS;
+		}
+		memcpy(frame->data, ss->tx.prefix, SDSOCK_PREFIX_LEN);
+		frame->filled = SDSOCK_PREFIX_LEN;
+		frame->size = SDSOCK_PREFIX_LEN + size;
+		WRITE_ONCE(ss->tx.frame, frame);
+	}
+	/* the wire has no empty message that its receiver would be told of */
+	ss->tx.prefix_len = 0;
+	return n;
+}
+
+static ssize_t sdsock_take_payload(struct sdsock *ss, struct msghdr *msg)
+{
+	struct sdsock_frame *frame = ss->tx.frame;
+	size_t n = copy_from_iter(frame->data + frame->filled, frame->size - frame->filled,
+				  &msg->msg_iter);
+
+	if (!n)
+		return -EFAULT;
+	frame->filled += n;
+	if (frame->filled == frame->size) {
+		WRITE_ONCE(ss->tx.frame, NULL);
+		if (!sdsock_queue_frame(ss, frame)) {
+			kvfree(frame);
+			return -EPIPE;
+		}
+	}
+	return n;
+}
+
+/* May bytes be taken now? -EAGAIN asks to wait. */
+static int sdsock_may_send(struct sock *sk)
+{
+	struct sdsock *ss = to_sdsock(sk);
+
+	if (READ_ONCE(sk->sk_err) || READ_ONCE(sk->sk_shutdown) & SEND_SHUTDOWN)
+		return -EPIPE;
+	switch (READ_ONCE(sk->sk_state)) {
+	case TCP_ESTABLISHED:
+		if (READ_ONCE(ss->tx.closed))
+			return -EPIPE;
+		return sdsock_writable(ss) ? 0 : -EAGAIN;
+	case TCP_SYN_SENT:
+		return -EAGAIN;
+	default:
+		return -EPIPE;
+	}
+}
+
+int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+{
+	struct sock *sk = sock->sk;
+	struct sdsock *ss = to_sdsock(sk);
+	long timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
+	size_t done = 0;
+	ssize_t ret;
+
+	if (msg->msg_flags & (MSG_OOB | MSG_FASTOPEN))
+		return -EOPNOTSUPP;
+
+	ret = mutex_lock_interruptible(&ss->tx.writer);
+	if (ret)
+		return sock_intr_errno(timeo);
+	do {
+		ret = sdsock_may_send(sk);
+		if (ret == -EAGAIN && timeo) {
+			long left;
+
+			/* others may write meanwhile, as they may with TCP */
+			mutex_unlock(&ss->tx.writer);
+			left = wait_event_interruptible_timeout(*sk_sleep(sk),
+								sdsock_may_send(sk) != -EAGAIN,
+								timeo);
+			mutex_lock(&ss->tx.writer);
+			if (left < 0) {
+				ret = sock_intr_errno(timeo);
+				break;
+			}
+			timeo = left;
+			continue;
+		}
+		if (ret || !msg_data_left(msg))
+			break;
+		ret = ss->tx.frame ? sdsock_take_payload(ss, msg) : sdsock_take_prefix(ss, msg);
+		if (ret < 0)
+			break;
+		done += ret;
+		ret = 0;
+	} while (msg_data_left(msg));
+	mutex_unlock(&ss->tx.writer);
+
+	if (done)
+		return done;
+	return ret == -EPIPE ? sk_stream_error(sk, msg->msg_flags, ret) : ret;
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The transport of a socket: creating it, watching it, giving it back.
+ */
+#include "sdsock.h"
+
+/* Errors as a TCP program knows them; connect.c and recv.c report them. */
+int sdsock_errno(int error)
+{
+	switch (error) {
+	case -ECONNABORTED:
+	case -ESHUTDOWN:
+		return -ECONNRESET;
+	case -ENODEV:	/* no RDMA device in this direction */
+		return -ENETUNREACH;
+	default:
+		return error;
+	}
+}
+
+/*
+ * Wake functions run under the wait queue's lock, often in interrupt context
+ * and sometimes below smbdirect's locks: pass the news on, touch nothing.
+ */
+static int sdsock_status_changed(wait_queue_entry_t *watch, unsigned int mode, int flags,
+				 void *key)
+{
+	struct sdsock *ss = container_of(watch, struct sdsock, status_watch);
+
+	queue_work(sdsock_wq, &ss->event_work);
+	return 0;
+}
+
+static int sdsock_data_arrived(wait_queue_entry_t *watch, unsigned int mode, int flags,
+			       void *key)
+{
+	struct sock *sk = sdsock_sk(container_of(watch, struct sdsock, data_watch));
+
+	sk->sk_data_ready(sk);
+	return 0;
+}
+
+static int sdsock_child_ready(wait_queue_entry_t *watch, unsigned int mode, int flags,
+			      void *key)
+{
+	struct sock *sk = sdsock_sk(container_of(watch, struct sdsock, ready_watch));
+
+	sk->sk_data_ready(sk);
+	return 0;
+}
+
+void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
+{
+	init_waitqueue_func_entry(&ss->status_watch, sdsock_status_changed);
+	init_waitqueue_func_entry(&ss->data_watch, sdsock_data_arrived);
+	init_waitqueue_func_entry(&ss->ready_watch, sdsock_child_ready);
+
+	spin_lock(&ss->lock);
+	ss->sc = sc;
+	spin_unlock(&ss->lock);
+
+	add_wait_queue(&sc->status_wait, &ss->status_watch);
+	add_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
+	add_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
+
+	/* an accepted transport may have failed before we watched it */
+	if (READ_ONCE(sc->first_error))
+		queue_work(sdsock_wq, &ss->event_work);
+}
+
+/* Make sure that there is a transport, bound as the socket is. */
+int sdsock_open(struct sdsock *ss)
+{
+	struct sock *sk = sdsock_sk(ss);
+	struct smbdirect_socket_parameters sp;
+	struct smbdirect_socket *sc;
+	int ret;
+
+	if (ss->sc)
+		return 0;
+
+	ret = smbdirect_socket_create_kern(sock_net(sk), &sc);
+	if (ret)
+		return ret;
+	sdsock_set_logging(sc);
+	sdsock_fill_parameters(&sp);
+	ret = smbdirect_socket_set_initial_parameters(sc, &sp);
+	if (!ret)
+		ret = smbdirect_socket_set_kernel_settings(sc, IB_POLL_WORKQUEUE, GFP_KERNEL);
+	if (ret) {
+		smbdirect_socket_release(sc);
+		return ret;
+	}
+	ss->tx.closed = false;
+	ss->tx.lost = false;
+	ss->tx.unsure = false;
+	ss->rx.frame_left = 0;
+	sdsock_attach(ss, sc);
+
+	if (ss->bound) {
+		ret = sdsock_bind_transport(ss, &ss->bound_addr);
+		if (ret)
+			sdsock_detach(ss);
+	}
+	return ret;
+}
+
+/*
+ * Give the transport back and with it the hold on the RDMA device. What it had
+ * received stays readable; what it had not sent is lost.
+ */
+void sdsock_detach(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = ss->sc;
+
+	if (!sc)
+		return;
+
+	spin_lock(&ss->lock);
+	ss->tx.closed = true;
+	spin_unlock(&ss->lock);
+	smbdirect_socket_shutdown(sc);
+	remove_wait_queue(&sc->status_wait, &ss->status_watch);
+	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
+	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
+	flush_work(&ss->tx.work);
+
+	mutex_lock(&ss->rx.lock);
+	if (!sock_flag(sdsock_sk(ss), SOCK_DEAD))
+		sdsock_salvage(ss);
+	spin_lock(&ss->lock);
+	ss->sc = NULL;
+	spin_unlock(&ss->lock);
+	mutex_unlock(&ss->rx.lock);
+
+	smbdirect_socket_release(sc);
+}
+
+/*
+ * Wait until what arrived before the disconnect has been put on the reassembly
+ * list: the disconnect event can overtake the completions of receives.
+ */
+static void sdsock_settle(struct smbdirect_socket *sc)
+{
+	if (!sc->rdma.cm_id)
+		return;
+	rdma_lock_handler(sc->rdma.cm_id);
+	if (sc->ib.qp)
+		ib_drain_qp(sc->ib.qp);
+	rdma_unlock_handler(sc->rdma.cm_id);
+	flush_work(&sc->connect.work);
+}
+
+static void sdsock_fail(struct sock *sk, int error, int state)
+{
+	if (error)
+		WRITE_ONCE(sk->sk_err, -error);
+	/* pairs with the reader's smp_load_acquire(): salvaged data comes first */
+	smp_store_release(&sk->sk_shutdown, SHUTDOWN_MASK);
+	sdsock_set_state(sk, state);
+}
+
+/* The transport of a connection, or of an attempt at one, has failed. */
+static void sdsock_connection_over(struct sdsock *ss)
+{
+	struct sock *sk = sdsock_sk(ss);
+	struct smbdirect_socket *sc = ss->sc;
+	int error = READ_ONCE(sc->first_error);
+
+	sdsock_settle(sc);
+	flush_work(&ss->tx.work);
+	if (ss->tx.unsure && atomic_read(&sc->send_io.pending.count))
+		ss->tx.lost = true;
+	if (sk->sk_state == TCP_SYN_SENT) {
+		if (!sdsock_negotiated(sc)) {
+			sdsock_detach(ss);
+			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
+			return;
+		}
+		/* accepted, and closed before we could look: a connection at its end */
+		sdsock_connected(ss);
+	}
+	sdsock_detach(ss);
+	/* -ECONNRESET is smbdirect's word for a disconnect, -ESHUTDOWN for our own */
+	if (error == -ECONNRESET || error == -ESHUTDOWN)
+		error = ss->rx.frame_left || ss->tx.lost ? -ECONNRESET : 0;
+	sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE_WAIT);
+}
+
+void sdsock_event_work(struct work_struct *work)
+{
+	struct sdsock *ss = container_of(work, struct sdsock, event_work);
+	struct sock *sk = sdsock_sk(ss);
+	struct smbdirect_socket *sc;
+
+	lock_sock(sk);
+	sc = ss->sc;
+	if (!sc)
+		goto out;
+
+	if (!READ_ONCE(sc->first_error)) {
+		if (sk->sk_state == TCP_SYN_SENT &&
+		    READ_ONCE(sc->status) == SMBDIRECT_SOCKET_CONNECTED) {
+			sdsock_connected(ss);
+			sk->sk_state_change(sk);
+		}
+		goto out;
+	}
+
+	switch (sk->sk_state) {
+	case TCP_SYN_SENT:
+	case TCP_ESTABLISHED:
+		sdsock_connection_over(ss);
+		break;
+	case TCP_LISTEN:
+		ss->dead_listener = true;
+		sdsock_fail(sk, READ_ONCE(sc->first_error), TCP_CLOSE);
+		sdsock_detach(ss);
+		break;
+	default:
+		/* only bound: the next call that needs a transport makes one */
+		sdsock_detach(ss);
+		goto out;
+	}
+	sk->sk_state_change(sk);
+	if (sk->sk_err)
+		sk_error_report(sk);
+out:
+	release_sock(sk);
+}
