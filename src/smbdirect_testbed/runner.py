@@ -9,11 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from smbdirect_testbed import paths
 from smbdirect_testbed.environment import Environment, provide
-from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.instance import new_instance
 from smbdirect_testbed.plugin import RunPlugin
 from smbdirect_testbed.progress import Progress
@@ -52,25 +49,17 @@ def run_scenarios(
     :param scenarios: pytest paths; empty for all
     :param expression: pytest's ``-k``
     :param plugins: more pytest plugins, for those who run scenarios from Python
-    :raises UsageError: a path does not exist
+    :raises UsageError: a path or the expression is wrong, or matches nothing
     """
-    for scenario in scenarios:
-        if not Path(scenario.split("::")[0]).exists():
-            raise UsageError(f"there is no scenario {scenario}")
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}-{secrets.token_hex(2)}"
-    run_dir = paths.results() / run_id
-    run_dir.mkdir(parents=True)
-    plugin = RunPlugin(lambda: _provided(run_id, spec, progress, keep=keep), run_dir, progress)
-    arguments = [
-        *(scenarios or [str(paths.scenarios())]),
-        f"--rootdir={paths.PROJECT}",
-        "--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        *(["-k", expression] if expression else []),
-    ]
-    pytest.main(arguments, plugins=[plugin, *plugins])
-    return plugin.exit_status
+    plugin = RunPlugin(
+        lambda: _provided(run_id, spec, progress, keep=keep),
+        paths.results() / run_id,
+        progress,
+        environment=spec.name,
+        keep=keep,
+    )
+    return plugin.main(scenarios, expression, plugins)
 
 
 @contextmanager

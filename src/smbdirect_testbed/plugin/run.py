@@ -29,19 +29,15 @@ from smbdirect_testbed.results import Outcome, RunResults, ScenarioResult, Verdi
 _PROVIDE = "environment::provide"
 _TEARDOWN = "environment::teardown"
 
-# The configuration of the project whose checkout we are in is that of its own tests. The terminal
-# is ours: pytest's reporter must exist (assertions use it), so it is told to say nothing.
+# The configuration of the project whose checkout we are in is that of its own tests.
 _PYTEST_OPTIONS = (
     "--config-file=/dev/null",
     "--import-mode=importlib",
     "--strict-markers",
     "-p",
     "no:cacheprovider",
-    "-qq",
-    "--no-header",
-    "--no-summary",
     "--tb=short",
-    "--override-ini=verbosity_assertions=1",
+    "--override-ini=junit_family=xunit1",
     "--override-ini=junit_suite_name=smbdirect-testbed",
     "--override-ini=junit_logging=all",
     "--override-ini=junit_log_passing_tests=false",
@@ -112,19 +108,30 @@ class RunPlugin:
 
     # The run.
 
-    def main(self, scenarios: Sequence[str] = (), expression: str | None = None) -> ExitStatus:
+    def main(
+        self,
+        scenarios: Sequence[str] = (),
+        expression: str | None = None,
+        plugins: Sequence[object] = (),
+    ) -> ExitStatus:
         """Run scenarios and write the results; return the exit status.
 
         :param scenarios: pytest's paths and node ids; empty for all of the project's
         :param expression: pytest's ``-k``
+        :param plugins: more pytest plugins
         :raises UsageError: a path or expression is wrong, or matches nothing; nothing is left then
         """
         chosen = list(scenarios) or [str(paths.scenarios())]
         for path in (Path(s.partition("::")[0]) for s in chosen):
             if not path.exists():
                 raise UsageError(f"there is no scenario {path}")
-        with contextlib.suppress(KeyboardInterrupt):
-            pytest.main(self._arguments(chosen, expression), plugins=[self])
+        # The terminal is ours; pytest's reporter must exist, but nobody needs to see it.
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            pytest.main(self._arguments(chosen, expression), plugins=[self, *plugins])
         if self._collection_errors:
             self._leave_nothing()
             raise UsageError(
@@ -172,11 +179,16 @@ class RunPlugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self, session: pytest.Session) -> Generator[None, object, object]:
         try:
-            return (yield)
+            done = yield
         except pytest.UsageError as e:
             self._collection_errors.append(str(e))
             session.items = []
             return None
+        if not session.items and not self._collection_errors:
+            self._collection_errors.append(
+                f"no scenario matches {session.config.getoption('keyword') or 'the paths given'}"
+            )
+        return done
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -190,10 +202,6 @@ class RunPlugin:
         features.check_markers(items)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if not session.items and not self._collection_errors:
-            self._collection_errors.append(
-                f"no scenario matches {session.config.getoption('keyword') or 'the paths given'}"
-            )
         self._recorder.expect(item.nodeid for item in session.items)
 
     # Running. The environment is up from the first item to the last; after Ctrl-C it stays up
@@ -212,6 +220,9 @@ class RunPlugin:
             self._interrupted = True
         except Exception as e:
             self._bug = e
+        for item in session.items:
+            if self._recorder.result(item.nodeid).outcome is Outcome.NOT_RUN:
+                self._report_not_run(item)
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -279,6 +290,14 @@ class RunPlugin:
             report=pytest.TestReport(id, (id, None, id), {}, "failed", message, when)
         )
         self._progress.say(terminal.line(self._recorder.result(id)))
+
+    def _report_not_run(self, item: pytest.Item) -> None:
+        reason = self._recorder.result(item.nodeid).message or self._why_not_run()
+        said = (item.location[0], item.location[1] or 0, not_run_reason(reason))
+        for when in ("call", "teardown"):
+            item.ihook.pytest_runtest_logreport(
+                report=pytest.TestReport(item.nodeid, item.location, {}, "skipped", said, when)
+            )
 
     # One scenario.
 
@@ -349,7 +368,7 @@ class RunPlugin:
 
     def _finish(self) -> None:
         found = self.results
-        found.scenarios = self._recorder.finish(self._why_not_run())
+        found.scenarios = self._recorder.results()
         found.seconds = self._progress.elapsed()
         found.started = time.time() - found.seconds
         found.timings = dict(self._progress.timings)
