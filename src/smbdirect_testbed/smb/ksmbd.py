@@ -8,9 +8,10 @@ from pathlib import PurePosixPath
 
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.config import ksmbd_account_line, ksmbd_config
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.transports import SambaTransports
+from smbdirect_testbed.smb.transports import SambaTransports, samba_transports
 from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
 
 _TOOLS = PurePosixPath("/opt/ksmbd/usr/sbin")
@@ -124,13 +125,13 @@ class Ksmbd(SmbServer):
 
 @contextmanager
 def running_ksmbd(
-    host: Host, transports: Sequence[Transport], samba: SambaTransports
+    host: Host, driver: LoadedDriver, transports: Sequence[Transport]
 ) -> Iterator[Ksmbd]:
-    """Have ksmbd running while the context lasts; a machine has only one.
+    """Have ksmbd running on a host while the context lasts; a machine has only one.
 
     :raises ProvisionError: it did not start, with the end of its log
     """
-    ksmbd = Ksmbd(host, transports, samba)
+    ksmbd = Ksmbd(host, transports, samba_transports(host, driver.launcher))
     ksmbd.start()
     try:
         yield ksmbd

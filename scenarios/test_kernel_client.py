@@ -1,0 +1,71 @@
+"""The kernel on both sides: cifs.ko mounts ksmbd over SMB-Direct."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import pytest
+
+from smbdirect_testbed.capture import Wire
+from smbdirect_testbed.environment import Environment
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
+from smbdirect_testbed.smb.mount import mounted
+from smbdirect_testbed.spec import ServerKind, Transport
+
+pytestmark = pytest.mark.needs(ServerKind.KSMBD)
+
+_MEBIBYTES = 16
+
+
+@pytest.fixture(scope="module")
+def ksmbd(environment: Environment) -> Iterator[Ksmbd]:
+    (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
+    with running_ksmbd(
+        environment.hosts[spec.host], environment.driver, spec.transports
+    ) as running:
+        yield running
+
+
+def _make_random(host: Host, path: PurePosixPath) -> str:
+    """Make a file of random bytes; return its SHA-256."""
+    script = 'head -c "$1" /dev/urandom >"$0" && sha256sum "$0"'
+    size = str(_MEBIBYTES << 20)
+    return host.run(["sh", "-c", script, str(path), size]).stdout.split()[0]
+
+
+def _copy(host: Host, source: PurePosixPath, target: PurePosixPath, flag: str) -> None:
+    """Copy with dd; ``flag`` (iflag=direct, oflag=direct) keeps one side out of the cache."""
+    host.run(["dd", f"if={source}", f"of={target}", "bs=1M", flag], timeout=120)
+
+
+def _sha256(host: Host, path: PurePosixPath) -> str:
+    return host.run(["sha256sum", str(path)], timeout=60).stdout.split()[0]
+
+
+def test_cifs_mounts_ksmbd_by_rdma(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
+    """Random data both ways, the same at both ends, and all of it by RDMA."""
+    with mounted(client, ksmbd, Transport.SMBDIRECT) as mount:
+        (options,) = [
+            line.split()[3]
+            for line in client.run(["cat", "/proc/self/mounts"]).stdout.splitlines()
+            if line.split()[1] == str(mount)
+        ]
+        assert "rdma" in options.split(",")
+
+        here = PurePosixPath("/run/kernel-client")
+        written = _make_random(client, here)
+        _copy(client, here, mount / "written", "oflag=direct")
+        assert _sha256(ksmbd.host, ksmbd.share_directory / "written") == written
+
+        there = _make_random(ksmbd.host, ksmbd.share_directory / "read")
+        assert there != written
+        _copy(client, mount / "read", here, "iflag=direct")
+        assert _sha256(client, here) == there
+
+        assert set(client.run(["ls", str(mount)]).stdout.split()) >= {"written", "read"}
+        client.run(["rm", str(mount / "written"), str(mount / "read"), str(here)])
+        left = ksmbd.host.run(["ls", str(ksmbd.share_directory)]).stdout.split()
+        assert not {"written", "read"} & set(left)
+    wire.expect(Transport.SMBDIRECT)

@@ -1,0 +1,127 @@
+"""Sockets of protocol 257, as a program sees them: data, and how things end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smbdirect_testbed.capture import Wire
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.wait import wait_until
+
+_SIZES = [1, 1024, 65536, 1048576]
+_COUNT = 4
+_STYLES = ["blocking", "epoll"]
+_PORTS = {"blocking": 5450, "epoll": 5451, "hangup": 5452}
+_NOBODYS_PORT = 5459
+_HANG_UP_AFTER = 3 << 20
+_ADDRESS_TIMEOUT = 5
+"""Seconds that the kernel's connection manager gives the resolution of an address."""
+
+
+class EchoServers:
+    """Echo servers of every style on all addresses, and their clients."""
+
+    def __init__(self, client: Host, server: Host) -> None:
+        self.end = server.end_towards(client)
+        self._client = client
+        shared = server.machine.shared
+        program = shared.here / "frame_echo.py"
+        shutil.copy(Path(__file__).with_name("programs") / program.name, program)
+        self._program = ["python3", "-I", str(shared.path_there(program))]
+
+    def do(self, action: str, port: int, *options: object, address: str = "") -> dict[str, Any]:
+        """Run a client of the server's IPv4 address, or of another; return what it found out."""
+        arguments = (action, address or self.end.ipv4.ip, port, *options)
+        done = self._client.run([*self._program, *map(str, arguments)], timeout=60)
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def serve(self) -> list[str]:
+        """The command that runs all servers."""
+        listen = [
+            f"{address},{port},{style}"
+            for style, port in _PORTS.items()
+            for address in (self.end.ipv4.ip, self.end.ipv6.ip)
+        ]
+        return [*self._program, "serve", *listen]
+
+
+@pytest.fixture(scope="module")
+def echo(
+    client: Host, server: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EchoServers]:
+    servers = EchoServers(client, server)
+    log = tmp_path_factory.mktemp("echo") / "server.log"
+    with server.background(servers.serve(), log) as running:
+
+        def listening() -> bool:
+            if running.poll() is not None:
+                raise ProvisionError("the echo server ended", detail=log.read_text())
+            return "listening" in log.read_text()
+
+        wait_until(listening, "the echo server to listen", timeout=30)
+        yield servers
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("style", _STYLES)
+def test_echo(echo: EchoServers, wire: Wire, style: str, *, ipv6: bool) -> None:
+    """Frames of all sizes come back as they were, and by RDMA alone."""
+    address = str(echo.end.ipv6.ip if ipv6 else echo.end.ipv4.ip)
+    options = ["--style", style, "--count", _COUNT, "--sizes", *_SIZES]
+    result = echo.do("call", _PORTS[style], *options, address=address)
+    assert result["protocol"] == 257
+    assert list(result["sizes"]) == [str(size) for size in _SIZES]
+    for size, seen in result["sizes"].items():
+        assert seen["lengths"] == [int(size)] * _COUNT
+        assert seen["received"] == seen["sent"]
+        assert size == "1" or len(set(seen["sent"])) == _COUNT
+    wire.expect(Transport.SMBDIRECT)
+
+
+@pytest.mark.parametrize("style", _STYLES)
+def test_refused_port(echo: EchoServers, style: str) -> None:
+    result = echo.do("connect", _NOBODYS_PORT, "--style", style)
+    assert result["result"] == "ECONNREFUSED"
+    assert result["seconds"] < _ADDRESS_TIMEOUT
+
+
+@pytest.mark.parametrize("style", _STYLES)
+def test_peer_that_does_not_exist(echo: EchoServers, style: str) -> None:
+    """An address of the link's network that nobody has."""
+    network = echo.end.ipv4.network
+    nobody = str(network[-2])
+    result = echo.do("connect", _PORTS["blocking"], "--style", style, address=nobody)
+    assert result["result"] in ("EHOSTUNREACH", "ETIMEDOUT")
+    assert result["seconds"] < 2 * _ADDRESS_TIMEOUT + 2
+
+
+def test_network_that_cannot_be_reached(echo: EchoServers) -> None:
+    """An address to which the client has no route."""
+    result = echo.do("connect", _PORTS["blocking"], address="192.0.2.1")
+    assert result["result"] == "ENETUNREACH"
+
+
+def test_server_closes_in_mid_stream(echo: EchoServers) -> None:
+    """The client's send fails as on TCP, and what it reads ends."""
+    result = echo.do("stream", _PORTS["hangup"])
+    assert result["send"] in ("EPIPE", "ECONNRESET")
+    assert result["sent"] >= _HANG_UP_AFTER
+    assert result["recv"] in ("end of stream", "ECONNRESET")
+    assert result["seconds"] < 20
+
+
+def test_client_closes_in_mid_frame(echo: EchoServers) -> None:
+    """The server drops the unfinished frame, and serves the next client."""
+    for style in _STYLES:
+        assert echo.do("leave", _PORTS[style])["echoed"] == 4 + 65536
+        answer = echo.do("call", _PORTS[style], "--style", style)["sizes"]["65536"]
+        assert answer["received"] == answer["sent"]
