@@ -65,8 +65,10 @@ class Counters:
             if device not in before.rdma or s < s0 or r < r0:
                 known = False
             sent, received = sent + s - s0, received + r - r0
-        tcp = self.tcp.get("OutSegs", 0) - before.tcp.get("OutSegs", 0)
-        return Growth((sent, received) if known else None, tcp if self.own_stack else None)
+        tcp = None
+        if self.own_stack and "OutSegs" in self.tcp and "OutSegs" in before.tcp:
+            tcp = self.tcp["OutSegs"] - before.tcp["OutSegs"]
+        return Growth((sent, received) if known else None, tcp)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,15 @@ class Recorder:
 
     def add(self, report: pytest.TestReport) -> ScenarioResult:
         """Take in a report of one phase; return what is known of its scenario now."""
-        before = self._results.get(report.nodeid)
+        before = self._results.get(report.nodeid, ScenarioResult(report.nodeid, Outcome.NOT_RUN))
         now = _result(report)
-        if before and before.outcome is not Outcome.NOT_RUN:
-            # A failure stands, and so does a skip; a later phase can only make it worse.
-            worse = now.outcome is Outcome.FAILED and before.outcome is not Outcome.FAILED
-            kept = now if worse else before
-            now = dataclasses.replace(kept, seconds=before.seconds + now.seconds)
+        # That nothing went wrong before and after it is no result, and what went wrong later is
+        # none either where something went wrong already.
+        final = report.when == "call" or not report.passed
+        if not final or before.outcome is Outcome.FAILED:
+            now = dataclasses.replace(before, seconds=before.seconds + report.duration)
+        else:
+            now = dataclasses.replace(now, seconds=before.seconds + report.duration)
         self._results[report.nodeid] = now
         return now
 
@@ -54,17 +56,9 @@ class Recorder:
         """What is known of a scenario."""
         return self._results[id]
 
-    def finish(self, reason: str) -> list[ScenarioResult]:
-        """All results.
-
-        :param reason: why some did not run, for those that do not say it themselves
-        """
-        return [
-            dataclasses.replace(r, message=reason)
-            if r.outcome is Outcome.NOT_RUN and not r.message
-            else r
-            for r in self._results.values()
-        ]
+    def results(self) -> list[ScenarioResult]:
+        """All results."""
+        return list(self._results.values())
 
 
 def _result(report: pytest.TestReport) -> ScenarioResult:

@@ -18,10 +18,12 @@ import pytest
 from smbdirect_testbed import paths, report, results
 from smbdirect_testbed.capture import TransportNotProven
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
+from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.kernel_log import find_splats
 from smbdirect_testbed.plugin import features, terminal
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
+from smbdirect_testbed.plugin.torture import expectations_of
 from smbdirect_testbed.plugin.watch import Watch, describe, describe_death
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.results import Outcome, RunResults, ScenarioResult, Verdict
@@ -200,6 +202,13 @@ class RunPlugin:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         features.check_markers(items)
+        for path in {
+            expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
+        }:
+            try:
+                Expectations.load(path)
+            except UsageError as e:
+                raise pytest.UsageError(e.message) from e
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._recorder.expect(item.nodeid for item in session.items)
@@ -221,8 +230,9 @@ class RunPlugin:
         except Exception as e:
             self._bug = e
         for item in session.items:
-            if self._recorder.result(item.nodeid).outcome is Outcome.NOT_RUN:
-                self._report_not_run(item)
+            result = self._recorder.result(item.nodeid)
+            if result.outcome is Outcome.NOT_RUN and not result.message:
+                self._report_not_run(item, self._why_not_run())
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -291,8 +301,7 @@ class RunPlugin:
         )
         self._progress.say(terminal.line(self._recorder.result(id)))
 
-    def _report_not_run(self, item: pytest.Item) -> None:
-        reason = self._recorder.result(item.nodeid).message or self._why_not_run()
+    def _report_not_run(self, item: pytest.Item, reason: str) -> None:
         said = (item.location[0], item.location[1] or 0, not_run_reason(reason))
         for when in ("call", "teardown"):
             item.ihook.pytest_runtest_logreport(
@@ -344,7 +353,8 @@ class RunPlugin:
         directory = self.scenario_directory(item.nodeid)
         if report.when == "teardown":
             splats = self.watch.border(f"end of {item.nodeid}", directory)
-            report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
+            if directory.is_dir():
+                report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         elif report.when == "call" or report.failed:
             splats = self.watch.glance()
         else:
@@ -361,7 +371,7 @@ class RunPlugin:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self._recorder.add(report)
-        if result.suite:
+        if result.suite and report.when == "call":
             self._parts.append(result)
 
     # The end.

@@ -23,6 +23,11 @@ _OPTIONS = ("--option=torture:timelimit=2",)
 """The benchmarks among the tests run for this many seconds instead of 10."""
 
 
+def expectations_of(item: pytest.Item) -> Path:
+    """The data file for scenarios that use smbtorture."""
+    return item.path.parent / "smbtorture" / "knownfail.toml"
+
+
 class TortureFailed(AssertionError):
     """A run of smbtorture whose results cannot be trusted as a whole."""
 
@@ -43,7 +48,7 @@ class Torture:
         self._server = server
         self._logs = logs
         self._notes = notes
-        self.expectations = Expectations.load(item.path.parent / "smbtorture" / "knownfail.toml")
+        self.expectations = Expectations.load(expectations_of(item))
 
     def run(self, suite: str, transport: Transport, *, timeout: float = _TIMEOUT) -> None:
         """Run a suite over a transport and report each of its tests.
@@ -63,13 +68,15 @@ class Torture:
         (self._logs / f"{suite}-{transport}.log").write_text(stderr)
         output = parse(stdout.encode())
         for test in output.tests:
-            self._report(f"{suite}[{transport}]", self.expectations.judge(suite, transport, test))
+            self._report(suite, transport, self.expectations.judge(suite, transport, test))
         if status is None:
             raise TortureFailed(f"smbtorture {suite} did not end in {timeout:g} s")
         if problems := output.problems(status):
             last = "\n".join(stderr.rstrip().splitlines()[-20:])
             raise TortureFailed(f"smbtorture {suite}: {'; '.join(problems)}\n{last}".rstrip())
-        self._notes += self.expectations.unmatched(suite, transport, output.tests)
+        for note in self.expectations.unmatched(suite, transport, output.tests):
+            if note not in self._notes:
+                self._notes.append(note)
 
     def _command(self, suite: str, transport: Transport) -> list[str]:
         server = self._server
@@ -85,18 +92,18 @@ class Torture:
             ]
         )
 
-    def _report(self, suite: str, judged: Judgement) -> None:
+    def _report(self, suite: str, transport: Transport, judged: Judgement) -> None:
         """Put a test through pytest's reporting, as if it had been collected."""
         file = self._item.nodeid.partition("::")[0]
-        id = f"{file}::{suite}::{judged.name}"
-        location = (file, None, f"{suite}::{judged.name}")
+        name = f"{suite}::{judged.name}[{transport}]"
+        id, location = f"{file}::{name}", (file, None, name)
         hook = self._item.ihook
         hook.pytest_runtest_logstart(nodeid=id, location=location)
         for when in ("setup", "call", "teardown"):
             report = pytest.TestReport(
                 id, location, {}, "passed", None, when, start=time.time(), stop=time.time()
             )
-            report.suite = suite  # type: ignore[attr-defined]
+            report.suite = f"{suite}[{transport}]"  # type: ignore[attr-defined]
             if when == "call":
                 _say(report, judged)
             hook.pytest_runtest_logreport(report=report)
