@@ -170,9 +170,9 @@ def _find_end(lines: list[str], start: int, kind: SplatKind) -> int:
             return i + 1
         if _TRACE_HEADING.match(line):
             in_trace = True
-        elif in_trace and not _IN_TRACE.match(line):
-            return last
-        elif not in_trace and (i - start > _LINES_BEFORE_TRACE or _unrelated(kind, line)):
+        elif (in_trace and not _IN_TRACE.match(line)) or (
+            not in_trace and (i - start > _LINES_BEFORE_TRACE or _unrelated(kind, line))
+        ):
             return last
         if in_trace:
             last = i + 1
@@ -218,9 +218,9 @@ def _functions(lines: list[str]) -> Iterator[str]:
             traces += line.startswith(("Call", "Backtrace"))
             if traces > 1:
                 return
-        elif found := _INNERMOST.match(line):
-            yield _base_name(found["name"])
-        elif traces and (found := _FUNCTION.match(line.strip())) and not found["unsure"]:
+        elif (found := _INNERMOST.match(line)) or (
+            traces and (found := _FUNCTION.match(line.strip())) and not found["unsure"]
+        ):
             yield _base_name(found["name"])
 
 

@@ -19,6 +19,15 @@ SHARED_FILES = "ssh"
 FAILED = 255
 """The exit status of ssh itself failing, as opposed to the command."""
 
+_TAG = "SMBDIRECT_TESTBED_COMMAND"
+
+_KILL = """\
+for file in $(grep -lzsFx "$1" /proc/[0-9]*/environ); do
+    pid=${file#/proc/}
+    kill -KILL "${pid%/environ}"
+done
+"""
+
 _CONFIG = """\
 Host {alias}
     HostName 127.0.0.1
@@ -109,10 +118,22 @@ class SshChannel:
             )
         )
 
-    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
-        """The argv that runs ``command`` in the machine; without a command, a login shell."""
+    def argv(self, command: Sequence[str], *, tty: bool = False, tag: str = "") -> list[str]:
+        """The argv that runs ``command`` in the machine; without a command, a login shell.
+
+        :param tag: a name for :meth:`kill_argv`
+        """
         remote = [shlex.join(command)] if command else []
+        if tag:
+            remote = [f"export {_TAG}={tag}; exec {remote[0]}"]
         return [*self._ssh("-tt" if tty else "-T"), "--", _ALIAS, *remote]
+
+    def kill_argv(self, tag: str) -> list[str]:
+        """The argv that kills a command and all that it started, in the machine.
+
+        They inherited the tag in their environment; ssh has no way to signal a command.
+        """
+        return self.argv(["sh", "-c", _KILL, "sh", f"{_TAG}={tag}"])
 
     def open(self, *, timeout: float) -> None:
         """Start the process in the background, unless it runs already.

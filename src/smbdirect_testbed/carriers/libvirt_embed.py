@@ -8,8 +8,9 @@ domains that it starts live on when the process ends
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,8 +27,8 @@ from smbdirect_testbed.errors import CommandFailed, ProvisionError
 _TIMEOUT = 90.0
 
 _CONFIGURATION = """\
-user = "root"
-group = "root"
+user = "+{uid}"
+group = "+{gid}"
 dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
@@ -35,6 +36,10 @@ security_default_confined = 0
 namespaces = []
 stdio_handler = "file"
 """
+
+_STARTED = re.compile(
+    r"starting up libvirt version: (?P<libvirt>[^\n]+?), qemu version: (?P<qemu>[^\n]+?), kernel:"
+)
 
 _CAPABILITIES = Path("cache/qemu/capabilities")
 """Below a root: what libvirt learned about each QEMU, by running it; seconds of work."""
@@ -46,7 +51,7 @@ class StartFailed(ProvisionError):
 
 @dataclass(frozen=True)
 class Versions:
-    """What carries a virtual machine."""
+    """What carries a virtual machine, with the versions of the distribution's packages."""
 
     libvirt: str
     qemu: str
@@ -65,11 +70,15 @@ def start_domain(root: Path, xml: str, uuid: UUID, capabilities_cache: Path) -> 
     """
     configuration = root / "etc" / "qemu.conf"
     configuration.parent.mkdir(parents=True, exist_ok=True)
-    configuration.write_text(_CONFIGURATION)
+    configuration.write_text(_CONFIGURATION.format(uid=os.geteuid(), gid=os.getegid()))
     _copy_newer(capabilities_cache, root / _CAPABILITIES)
     try:
-        result = process.run(
-            [sys.executable, "-m", __name__, root, str(uuid)], input=xml, timeout=_TIMEOUT
+        process.run(
+            [sys.executable, "-m", __name__, root, str(uuid)],
+            input=xml,
+            timeout=_TIMEOUT,
+            # An ordinary user's libvirt would leave files in their home directory.
+            env={f"XDG_{kind}_HOME": str(root / "home") for kind in ("CACHE", "CONFIG", "DATA")},
         )
     except CommandFailed as e:
         reason = e.output.strip().splitlines()[-1:] or [f"it did not answer in {_TIMEOUT:g} s"]
@@ -79,7 +88,15 @@ def start_domain(root: Path, xml: str, uuid: UUID, capabilities_cache: Path) -> 
             detail=e.output.strip(),
         ) from e
     _copy_newer(root / _CAPABILITIES, capabilities_cache)
-    return Versions(**json.loads(result.stdout))
+    return _read_versions(root / "log" / "qemu")
+
+
+def _read_versions(logs: Path) -> Versions:
+    """The versions that libvirt wrote down when it started QEMU."""
+    for log in logs.glob("*.log"):
+        if found := _STARTED.search(log.read_text(errors="replace")):
+            return Versions(found["libvirt"], found["qemu"])
+    return Versions("unknown", "unknown")
 
 
 def _copy_newer(source: Path, target: Path) -> None:
@@ -106,23 +123,40 @@ def _copy_newer(source: Path, target: Path) -> None:
 
 
 def _main() -> int:
-    """Start the domain described on standard input below the root in the first argument."""
+    """Start the domain described on standard input below the root in the first argument.
+
+    libvirt waits for processes of QEMU's that it ended to be gone, for seconds if nobody reaps
+    them; in a container often nobody does. So this process does, while a child works.
+    """
+    _become_reaper()
+    worker = os.fork()
+    if worker == 0:
+        os._exit(_create_domain(sys.argv[1], sys.stdin.read()))
+    while True:
+        pid, status = os.wait()
+        if pid == worker:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _become_reaper() -> None:
+    """Have the orphans among our descendants become our children, prctl(2)."""
+    set_child_subreaper = 36
+    if ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _create_domain(root: str, xml: str) -> int:
+    """Start a domain; returns an exit status."""
     import libvirt
 
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, args=(libvirt,), daemon=True).start()
     try:
-        connection = libvirt.open(f"qemu:///embed?root={sys.argv[1]}")
-        connection.createXML(sys.stdin.read(), 0)
-        versions = {
-            "libvirt": _dotted(connection.getLibVersion()),
-            "qemu": _dotted(connection.getVersion()),
-        }
+        libvirt.open(f"qemu:///embed?root={root}").createXML(xml, 0)
     except libvirt.libvirtError as e:
-        print(e, file=sys.stderr)
+        print(e, file=sys.stderr, flush=True)
         return 1
-    json.dump(versions, sys.stdout)
     return 0
 
 
@@ -131,13 +165,5 @@ def _run_events(libvirt: Any) -> None:
         libvirt.virEventRunDefaultImpl()
 
 
-def _dotted(version: int) -> str:
-    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
-
-
 if __name__ == "__main__":
-    status = _main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The thread in libvirt's event loop would be met by the interpreter's teardown.
-    os._exit(status)
+    sys.exit(_main())

@@ -1,4 +1,4 @@
-"""QEMU's process: found by its machine's UUID, watched and ended without mistaking it."""
+"""QEMU's processes: found by what they were started with, watched, ended, and not mistaken."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -16,8 +17,28 @@ from smbdirect_testbed.errors import ProvisionError
 _PROC = Path("/proc")
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What tells the processes of one machine from all others.
+
+    :param uuid: is an argument of the machine's QEMU, and of what starts it
+    :param root: libvirt's directory for the machine; QEMUs that libvirt only asks for their
+        abilities have sockets below it
+    """
+
+    uuid: UUID
+    root: Path
+
+    def matches(self, arguments: list[bytes]) -> bool:
+        """Whether a process with these arguments belongs to the machine."""
+        if str(self.uuid).encode() in arguments:
+            return True
+        root = os.fsencode(self.root) + b"/"
+        return b"qemu-" in arguments[0] and any(root in a for a in arguments)
+
+
 class QemuProcess:
-    """A process that has a machine's UUID among its arguments.
+    """A process of a machine.
 
     It is held by a file descriptor, so that its number may be given to another process without
     harm.
@@ -48,40 +69,40 @@ class QemuProcess:
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
 
-def find_processes(uuid: UUID) -> Iterator[QemuProcess]:
-    """All processes with ``uuid`` as one of their arguments, but for this one.
+def find_processes(identity: Identity) -> Iterator[QemuProcess]:
+    """All processes of a machine, but for this one.
 
     Each is closed when the next is asked for.
     """
     for entry in _PROC.iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
-        if not _has_argument(entry, uuid):
+        if not _belongs(entry, identity):
             continue
-        if process := _hold(int(entry.name), uuid):
+        if process := _hold(int(entry.name), identity):
             try:
                 yield process
             finally:
                 process.close()
 
 
-def open_process(uuid: UUID) -> QemuProcess | None:
-    """The process of the machine with this UUID, if it runs; closing it is up to the caller."""
-    for process in find_processes(uuid):
-        return _hold(process.pid, uuid)
+def open_process(identity: Identity) -> QemuProcess | None:
+    """The machine's process, if it runs; closing it is up to the caller."""
+    for process in find_processes(identity):
+        return _hold(process.pid, identity)
     return None
 
 
-def end_processes(uuid: UUID, *, timeout: float = 10) -> None:
-    """End all processes with ``uuid`` among their arguments and wait until they have.
+def end_processes(identity: Identity, *, timeout: float = 10) -> None:
+    """End all processes of a machine and wait until they have.
 
     :param timeout: seconds until giving up
     :raises ProvisionError: they belong to another user, or do not end
     """
     deadline = time.monotonic() + timeout
     # More than once: one of them may have been starting another.
-    while processes := [p.pid for p in find_processes(uuid)]:
-        for process in find_processes(uuid):
+    while processes := [p.pid for p in find_processes(identity)]:
+        for process in find_processes(identity):
             try:
                 process.kill()
             except PermissionError as e:
@@ -94,21 +115,21 @@ def end_processes(uuid: UUID, *, timeout: float = 10) -> None:
             raise ProvisionError(f"process {processes[0]} does not end")
 
 
-def _hold(pid: int, uuid: UUID) -> QemuProcess | None:
+def _hold(pid: int, identity: Identity) -> QemuProcess | None:
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     # Once more, now that the number cannot change hands.
-    if _has_argument(_PROC / str(pid), uuid):
+    if _belongs(_PROC / str(pid), identity):
         return QemuProcess(pid, descriptor)
     os.close(descriptor)
     return None
 
 
-def _has_argument(entry: Path, uuid: UUID) -> bool:
+def _belongs(entry: Path, identity: Identity) -> bool:
     try:
         arguments = (entry / "cmdline").read_bytes()
     except OSError:
         return False
-    return str(uuid).encode() in arguments.split(b"\0")
+    return identity.matches(arguments.split(b"\0"))

@@ -6,20 +6,25 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from smbdirect_testbed import kvm, paths, process
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
-from smbdirect_testbed.carriers.qemu_process import QemuProcess, end_processes, open_process
+from smbdirect_testbed.carriers.qemu_process import (
+    Identity,
+    QemuProcess,
+    end_processes,
+    open_process,
+)
 from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.errors import CommandFailed, MachineDied, ProvisionError
+from smbdirect_testbed.image import Image
 from smbdirect_testbed.kernel_log import SplatKind, find_splats
 from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.process import CommandResult
@@ -28,12 +33,10 @@ from smbdirect_testbed.spec import MachineSpec
 from smbdirect_testbed.ssh import FAILED, SshChannel, make_keys
 from smbdirect_testbed.wait import wait_until
 
-if TYPE_CHECKING:
-    from smbdirect_testbed.image import Image
-
 _SHARED_THERE = PurePosixPath("/testbed")
 _READY = "testbed: ready"
 _PANIC = re.compile(r"Kernel panic - .*")
+_COMPLAINT = re.compile(r"^\S+Z qemu-[^ :]+: (.*)", re.MULTILINE)
 _KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
 _SCRATCH_SIZE = "4G"
 _BOOT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
@@ -59,6 +62,7 @@ class VmMachine(Machine):
         self.record = record
         self.channel = SshChannel(state.ssh)
         self._qemu = qemu
+        self._qemu_logs = state.libvirt / "log" / "qemu"
         self._reader = ConsoleReader(state.console)
         self._death: str | None = None
 
@@ -79,7 +83,7 @@ class VmMachine(Machine):
             if panic := next(panics, None):
                 self._death = panic.group()
             elif ended:
-                self._death = "QEMU has ended"
+                self._death = _last_words(self._qemu_logs) or "QEMU has ended"
         return self._death
 
     def run(
@@ -90,11 +94,13 @@ class VmMachine(Machine):
         timeout: float = 60,
         check: bool = True,
     ) -> CommandResult:
+        tag = uuid4().hex
+        argv = self.channel.argv(command, tag=tag)
         try:
-            result = run_watched(
-                self.argv(command), input=input, timeout=timeout, watch=self.raise_if_dead
-            )
+            result = run_watched(argv, input=input, timeout=timeout, watch=self.raise_if_dead)
         except CommandFailed as e:
+            with suppress(CommandFailed):
+                process.run(self.channel.kill_argv(tag), timeout=10)
             raise CommandFailed(command, e.status, e.output) from None
         if result.status == FAILED and self._qemu:
             # The connection breaks a moment before its process is gone.
@@ -103,6 +109,13 @@ class VmMachine(Machine):
             self.raise_if_dead()
         result = CommandResult(tuple(command), result.status, result.stdout, result.stderr)
         return result.check() if check else result
+
+
+def _last_words(logs: Path) -> str | None:
+    """What QEMU itself complained about last."""
+    text = "".join(log.read_text(errors="replace") for log in logs.glob("*.log"))
+    complaints = _COMPLAINT.findall(text)
+    return f"QEMU has ended: {complaints[-1]}" if complaints else None
 
 
 @contextmanager
@@ -149,7 +162,7 @@ def attach_vm(name: str, directory: Path) -> VmMachine:
     record = state.read_record()
     if record is None or record.name != name:
         raise ProvisionError(f"there is no machine {name} in {directory}")
-    machine = VmMachine(state, record, open_process(record.uuid))
+    machine = VmMachine(state, record, open_process(Identity(record.uuid, state.libvirt)))
     if not machine.death():
         machine.channel.open(timeout=_BOOT_TIMEOUT[record.accelerator])
     return machine
@@ -166,10 +179,9 @@ def destroy_vm(name: str, directory: Path) -> None:
     record = state.read_record()
     if record and record.name != name:
         raise ProvisionError(f"the machine in {directory} is {record.name}, not {name}")
-    if state.has_runtime:
+    if record and state.has_runtime:
         SshChannel(state.ssh).close()
-    if record:
-        end_processes(record.uuid)
+        end_processes(Identity(record.uuid, state.libvirt))
     state.remove()
 
 
@@ -202,7 +214,7 @@ def _boot(record: VmRecord, image: Image, spec: MachineSpec, state: VmState) -> 
     record = _start(record, image, spec, state)
     channel = SshChannel(state.ssh)
     channel.configure(record.ssh_port)
-    machine = VmMachine(state, record, open_process(record.uuid))
+    machine = VmMachine(state, record, open_process(Identity(record.uuid, state.libvirt)))
     try:
         _wait_until_ready(machine)
         channel.open(timeout=_BOOT_TIMEOUT[record.accelerator])

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from smbdirect_testbed.carriers.domain_xml import Accelerator
 from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.ssh import SHARED_FILES
 from smbdirect_testbed.wait import wait_until
 
 
@@ -118,13 +119,14 @@ class VmState:
         )
 
     def remove(self) -> None:
-        """Remove all but the console and the shared directory, whose contents outlive a machine."""
+        """Remove all but the console and the shared directory, which outlive the machine."""
         if self.has_runtime:
             runtime = self.runtime
             shutil.rmtree(runtime, ignore_errors=True)
             with suppress(OSError):
                 runtime.parent.rmdir()
             self._link.unlink(missing_ok=True)
+        shutil.rmtree(self.shared / SHARED_FILES, ignore_errors=True)
         for file in (self.scratch, self._record.with_suffix(".new"), self._record):
             file.unlink(missing_ok=True)
 
@@ -159,8 +161,9 @@ def _runtime_base() -> Path:
             f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
         ) from e
     # Anyone may make things in /tmp, and keys and sockets will lie below it.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) & 0o77:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o22:
         raise ProvisionError(
             f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"
         )
+    base.chmod(0o700)
     return base

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 from smbdirect_testbed.errors import CommandFailed
 from smbdirect_testbed.process import CommandResult, kill_group
@@ -21,38 +26,60 @@ def run_watched(
 ) -> CommandResult:
     """Run a command to its end, as :func:`smbdirect_testbed.process.run` does without ``check``.
 
+    Input and output are files: at the other end of a pipe there may be an ssh in the background
+    that outlives the command, and keeps the pipe open for as long as the machine does not answer.
+
     :param timeout: seconds until it is stopped
     :param watch: called twice a second; when it raises, the command is stopped
     :raises CommandFailed: the deadline passed
     """
-    data: bytes | None = input.encode() if isinstance(input, str) else input
-    proc = subprocess.Popen(
-        argv,
-        stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    with _input(input) as stdin, _scratch() as stdout, _scratch() as stderr:
+        proc = subprocess.Popen(
+            argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+        try:
+            ended = _wait(proc, timeout, watch)
+        finally:
+            # After its end too, for what it may have left in the background.
+            kill_group(proc)
+            proc.wait()
+        out, err = _text(stdout), _text(stderr)
+        if not ended:
+            raise CommandFailed(argv, None, out + err)
+        return CommandResult(tuple(argv), proc.returncode, out, err)
+
+
+def _wait(proc: subprocess.Popen[bytes], timeout: float, watch: Callable[[], None]) -> bool:
+    """Wait for a process to end; false if it did not in time."""
     deadline = time.monotonic() + timeout
+    descriptor = os.pidfd_open(proc.pid)
     try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         while True:
             left = deadline - time.monotonic()
-            try:
-                out, err = proc.communicate(data, timeout=max(0, min(_INTERVAL, left)))
-                break
-            except subprocess.TimeoutExpired:
-                data = None  # It may be given once; the first call keeps what is left of it.
+            if poll.poll(max(0, min(_INTERVAL, left)) * 1000):
+                return True
             watch()
             if left <= 0:
-                kill_group(proc)
-                out, err = proc.communicate()
-                raise CommandFailed(argv, None, _text(out) + _text(err))
-    except BaseException:
-        kill_group(proc)
-        proc.communicate()
-        raise
-    return CommandResult(tuple(argv), proc.returncode, _text(out), _text(err))
+                return False
+    finally:
+        os.close(descriptor)
 
 
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
+def _input(data: str | bytes | None) -> BinaryIO:
+    if data is None:
+        return Path(os.devnull).open("rb")
+    file = _scratch()
+    file.write(data.encode() if isinstance(data, str) else data)
+    file.seek(0)
+    return file
+
+
+def _scratch() -> BinaryIO:
+    return tempfile.TemporaryFile()
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
