@@ -105,8 +105,10 @@ class Smbd(SmbServer):
         addresses = [a for e in self.host.ends for a in (f"{e.ipv4.ip}", f"[{e.ipv6.ip}]")]
         tcp = [str(PORTS[t]) for t in self.transports if t is not Transport.SMBDIRECT]
         rdma = str(PORTS[Transport.SMBDIRECT]) if Transport.SMBDIRECT in self.transports else ""
-        # --foreground would still end its caller's process group, hence a session of its own.
-        smbd = ["smbd", "--foreground", f"--configfile={self._private}/smb.conf"]
+        # It leads a session already, and would fail to make one. The session is needed: at its end
+        # smbd signals its whole process group.
+        smbd = ["smbd", "--foreground", "--no-process-group"]
+        smbd.append(f"--configfile={self._private}/smb.conf")
         script = [
             *("sh", "-c", _START, "start"),
             *(str(self._group), str(self._private), str(there), str(self.share_directory)),
