@@ -76,7 +76,7 @@ static int sdsock_pull(struct sdsock *ss)
 
 	/* a peer whose segments do not add up to its frame would shift the stream */
 	if (!segment->first_segment && len + left != ss->rx.frame_left) {
-		smbdirect_socket_shutdown(sc);
+		sdsock_disconnect(sc);
 		return -EPROTO;
 	}
 

@@ -130,6 +130,7 @@ int sdsock_init(struct sock *sk);
 int sdsock_open(struct sdsock *ss);
 void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_detach(struct sdsock *ss);
+void sdsock_disconnect(struct smbdirect_socket *sc);
 void sdsock_event_work(struct work_struct *work);
 int sdsock_errno(int error);
 

@@ -160,9 +160,8 @@ static int sdsock_may_send(struct sock *sk)
 		return -EPIPE;
 	switch (READ_ONCE(sk->sk_state)) {
 	case TCP_ESTABLISHED:
-		if (READ_ONCE(ss->tx.closed))
-			return -EPIPE;
-		return sdsock_writable(ss) ? 0 : -EAGAIN;
+		/* closed: event_work is about to say why */
+		return sdsock_writable(ss) && !READ_ONCE(ss->tx.closed) ? 0 : -EAGAIN;
 	case TCP_SYN_SENT:
 		return -EAGAIN;
 	default:

@@ -106,6 +106,18 @@ int sdsock_open(struct sdsock *ss)
 }
 
 /*
+ * Start the end of a transport. smbdirect's connection manager handlers look
+ * for an error only when they begin: one that is set while they run makes them
+ * warn, and arm a timer that outlives the transport.
+ */
+void sdsock_disconnect(struct smbdirect_socket *sc)
+{
+	rdma_lock_handler(sc->rdma.cm_id);
+	smbdirect_socket_shutdown(sc);
+	rdma_unlock_handler(sc->rdma.cm_id);
+}
+
+/*
  * Give the transport back and with it the hold on the RDMA device. What it had
  * received stays readable; what it had not sent is lost.
  */
@@ -119,7 +131,7 @@ void sdsock_detach(struct sdsock *ss)
 	spin_lock(&ss->lock);
 	ss->tx.closed = true;
 	spin_unlock(&ss->lock);
-	smbdirect_socket_shutdown(sc);
+	sdsock_disconnect(sc);
 	remove_wait_queue(&sc->status_wait, &ss->status_watch);
 	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
@@ -142,8 +154,6 @@ void sdsock_detach(struct sdsock *ss)
  */
 static void sdsock_settle(struct smbdirect_socket *sc)
 {
-	if (!sc->rdma.cm_id)
-		return;
 	rdma_lock_handler(sc->rdma.cm_id);
 	if (sc->ib.qp)
 		ib_drain_qp(sc->ib.qp);
