@@ -31,7 +31,7 @@ _STACK = "7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]\n"
 A file that says it spares mounting /proc, which containers do not allow by default.
 """
 _LIST_PACKAGES = (
-    "chroot \"$1\" dpkg-query --show --showformat '${Package} ${Version}\\n' > \"$1/packages\""
+    'chroot "$1" dpkg-query --show --showformat \'${Package} ${Version}\\n\' > "$1/packages"'
 )
 
 
@@ -133,9 +133,7 @@ class _DirectoryBuildRoot(BuildRoot):
             variables = {**_ENVIRONMENT, **(env or {})}
             command = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
             try:
-                result = process.run(
-                    [*_enter_argv(self._root), *command], log=log, timeout=timeout
-                )
+                result = process.run([*_enter_argv(self._root), *command], log=log, timeout=timeout)
             except CommandFailed as e:
                 if "No space left on device" in e.output:
                     raise cache.disk_full(self._root) from e
@@ -183,9 +181,9 @@ def _enter_argv(root: Path) -> tuple[str, ...]:
             "bubblewrap (bwrap) is not there: an ordinary user needs it to build",
             hint="install the package bubblewrap",
         )
-    argv = ("bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc")
-    argv += ("--unshare-net", "--die-with-parent", "--bind", os.fspath(root), "/")
-    argv += ("--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/")
+    argv = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc"]
+    argv += ["--unshare-net", "--die-with-parent", "--bind", os.fspath(root), "/"]
+    argv += ["--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/"]
     tried = process.run([*argv, "true"], check=False, timeout=30)
     if not tried.ok:
         raise ProvisionError(
@@ -193,4 +191,4 @@ def _enter_argv(root: Path) -> tuple[str, ...]:
             hint=hint,
             detail=tried.output,
         )
-    return argv
+    return tuple(argv)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,14 +29,6 @@ def digest(parts: Iterable[str | bytes]) -> str:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
-
-
-def digest_tree(directory: Path) -> str:
-    """A digest of the names and contents of all files below a directory."""
-    parts: list[str | bytes] = []
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-        parts += [file.relative_to(directory).as_posix(), file.read_bytes()]
-    return digest(parts)
 
 
 def provide(
@@ -156,13 +147,14 @@ def _directory(path: Path) -> Path:
     return path
 
 
-def _make_writable(function: Callable[[str], object], path: str, _error: object) -> None:
+def _make_writable(_function: object, name: str, _error: object) -> None:
     """Packages bring directories without write permission; their owner may remove them."""
-    if not Path(path).exists() and not Path(path).is_symlink():
+    path = Path(name)
+    if not path.exists() and not path.is_symlink():
         return
-    Path(path).parent.chmod(0o700)
-    if Path(path).is_dir() and not Path(path).is_symlink():
-        Path(path).chmod(0o700)
+    path.parent.chmod(0o700)
+    if path.is_dir() and not path.is_symlink():
+        path.chmod(0o700)
         shutil.rmtree(path)
     else:
-        os.unlink(path)
+        path.unlink()

@@ -10,9 +10,10 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from smbdirect_testbed import cache, mirror
 from smbdirect_testbed.errors import ProvisionError
@@ -100,8 +101,8 @@ def bootstrap_directory(what: Bootstrap, target: Path, log: Path, progress: Prog
     with _temporary_directory() as temporary:
         unpack = subprocess.Popen(tar, stdin=subprocess.PIPE, start_new_session=True)
         try:
-            _run(_argv(what, "tar", "-"), temporary, log, progress, stdout=unpack.stdin)
             assert unpack.stdin is not None
+            _run(_argv(what, "tar", "-"), temporary, log, progress, stdout=unpack.stdin)
             unpack.stdin.close()
             if unpack.wait() != 0:
                 raise ProvisionError(f"cannot unpack into {target}: tar failed")
@@ -148,24 +149,23 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
 
 
 def _run(
-    argv: Sequence[str], temporary: Path, log: Path, progress: Progress, stdout: object
+    argv: Sequence[str], temporary: Path, log: Path, progress: Progress, stdout: IO[bytes] | int
 ) -> None:
     """Run mmdebstrap; on any exception it is stopped and removes what it made."""
     lines: deque[str] = deque(maxlen=400)
     proc = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
-        stdout=stdout,  # type: ignore[arg-type]
+        stdout=stdout,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": os.fspath(temporary), "LC_ALL": "C.UTF-8"},
         start_new_session=True,
-        text=True,
-        errors="replace",
     )
     try:
         assert proc.stderr is not None
         with log.open("a") as f:
-            for line in proc.stderr:
+            for raw in proc.stderr:
+                line = raw.decode(errors="replace")
                 f.write(line)
                 lines.append(line.rstrip())
                 if step := _step(line):
@@ -188,18 +188,13 @@ def _step(line: str) -> str | None:
     return next((text for start, text in steps.items() if line.startswith(start)), None)
 
 
-def _stop(proc: subprocess.Popen[str]) -> None:
+def _stop(proc: subprocess.Popen[bytes]) -> None:
     """Stop mmdebstrap as Ctrl-C on a terminal does, so that it removes its directory."""
-    try:
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(proc.pid, signal.SIGINT)
         # Its pipe must be read to the end, or it blocks in its last messages.
         proc.communicate(timeout=_STOP_SECONDS)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        pass
-    try:
-        os.killpg(proc.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    kill_group(proc)
     proc.wait()
 
 

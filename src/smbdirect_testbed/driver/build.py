@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, paths
@@ -15,7 +14,7 @@ from smbdirect_testbed.driver.manifest import (
     read_manifest,
     write_manifest,
 )
-from smbdirect_testbed.driver.sources import DriverSource, resolve
+from smbdirect_testbed.driver.sources import DriverSource, SourceFiles, resolve
 from smbdirect_testbed.driver.toolchain import (
     SIW,
     SMB,
@@ -28,16 +27,16 @@ from smbdirect_testbed.image import Image
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverSpec
 
-_VERSION = "2"
+_VERSION = "3"
 """Of this module: to be raised when it makes another driver of the same source."""
 
 _GIB = 0.3
 _SECONDS = 900
 _MODULES = {
-    "smbdirect": "linux/fs/smb/smbdirect",
-    "siw": "linux/drivers/infiniband/sw/siw",
-    "cifs": "linux/fs/smb/client",
-    "ksmbd": "linux/fs/smb/server",
+    "smbdirect": "fs/smb/smbdirect",
+    "siw": "drivers/infiniband/sw/siw",
+    "cifs": "fs/smb/client",
+    "ksmbd": "fs/smb/server",
     "smbdirect_socket": "smbdirect_socket",
 }
 """Directory in the work directory by module, in the order they are loaded."""
@@ -61,16 +60,16 @@ def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltD
     :raises ProvisionError: the source cannot be had, or does not compile
     """
     source = resolve(spec, image, progress)
+    ours = SourceFiles.read(paths.driver(), _OUR_CODE)
     digest = cache.digest(
-        [_VERSION, source.identity, image.kernel_release, image.kernel_version]
-        + [cache.digest_tree(paths.driver() / part) for part in _OUR_CODE]
+        [_VERSION, source.identity, ours.digest(), image.kernel_release, image.kernel_version]
     )
 
     def make(directory: Path) -> None:
         cache.require_space(directory, _GIB, "building the driver")
         toolchain = provide_toolchain(image, progress)
         with progress.phase("driver", f"building driver from {source.description}"):
-            _build(source, toolchain, directory, progress)
+            _build(source, ours, toolchain, directory, progress)
             write_manifest(
                 directory,
                 digest,
@@ -84,45 +83,49 @@ def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltD
 
 
 def _build(
-    source: DriverSource, toolchain: Toolchain, directory: Path, progress: Progress
+    source: DriverSource,
+    ours: SourceFiles,
+    toolchain: Toolchain,
+    directory: Path,
+    progress: Progress,
 ) -> None:
     log = cache.log_file("driver")
     tree = directory / "source"
     source.write(tree)
+    ours.write(tree)
     root = toolchain.build_root
+    # A part of a tree may do without siw and nls, which are then the distribution's.
+    missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
+    root.run(["true"], outputs={toolchain.source / part: tree / part for part in missing})
     with root.work_directory("driver", progress) as work:
-        linux = work / "linux"
-        # A part of a tree may do without siw, which is then the distribution's.
-        missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
-        root.run(["true"], outputs={toolchain.source / p: tree / p for p in missing})
-        inputs = {linux / part: tree / part for part in SOURCE_PARTS}
-        inputs |= {work / part: paths.driver() / part for part in _OUR_CODE}
-        root.run(["true"], inputs=inputs)
-
-        smb = linux / SMB
-        symbols = f"KBUILD_EXTRA_SYMBOLS={smb}/Module.symvers"
-        kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}", *_options()]
-        steps = [[*kbuild, f"M={linux / part}", "modules"] for part in (SMB, SIW)]
-        socket = [f"M={work / 'smbdirect_socket'}", f"SMBDIRECT_SRC={smb / 'smbdirect'}", symbols]
-        steps.append([*kbuild, *socket, "modules"])
-        steps.append(["make", "-C", str(work / "preload")])
-        for argv in steps:
+        root.run(["true"], inputs={work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
+        for argv in _steps(toolchain, work):
             try:
                 root.run(argv, log=log, timeout=_SECONDS)
             except CommandFailed as e:
                 if e.status is None or e.status < 0:
                     raise
                 raise _does_not_compile(source, e, work, log) from e
-        files = {name: work / place / f"{name}.ko" for name, place in _MODULES.items()}
-        stripped = work / "stripped"
-        root.run(["mkdir", "-p", str(stripped)])
-        for name, file in files.items():
-            # Debugging information is ten times the code, and it would all be loaded.
-            root.run(["strip", "--strip-debug", "-o", str(stripped / f"{name}.ko"), str(file)])
-        outputs = {stripped / f"{name}.ko": directory / f"{name}.ko" for name in files}
+        outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in _MODULES.items()}
         outputs |= {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
         root.run(["true"], outputs=outputs)
-    shutil.rmtree(tree)
+    cache.remove(tree)
+
+
+def _steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
+    """The commands that build everything in a work directory."""
+    smb = work / SMB
+    kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}", *_options()]
+    socket = [
+        f"M={work / 'smbdirect_socket'}",
+        f"SMBDIRECT_SRC={smb / 'smbdirect'}",
+        f"KBUILD_EXTRA_SYMBOLS={smb / 'Module.symvers'}",
+    ]
+    return [
+        *([*kbuild, f"M={work / part}", "modules"] for part in (SMB, SIW)),
+        [*kbuild, *socket, "modules"],
+        ["make", "-C", str(work / "preload")],
+    ]
 
 
 def _options() -> list[str]:
@@ -140,15 +143,17 @@ def _options() -> list[str]:
 
 def compile_errors(output: str, work: PurePosixPath) -> list[str]:
     """The lines of a build's output that say what is wrong, with paths as in the source."""
-    places = [f"{work}/linux/", f"{work}/"]
-    lines = []
+    lines: dict[str, None] = {}
+    directory = ""
     for line in output.splitlines():
+        if entered := re.search(r": Entering directory '(.*)'", line):
+            directory = entered[1].removeprefix(f"{work}/") + "/"
         if re.search(r"(: (fatal )?error: |^ERROR: |: undefined reference to )", line):
-            for place in places:
-                line = line.replace(place, "")
-            if line not in lines:
-                lines.append(line)
-    return lines[:_SHOWN_ERRORS]
+            shown = line.replace(f"{work}/", "")
+            if shown == line and not re.match(r"(/|ERROR)", line) and directory[0] != "/":
+                shown = directory + line
+            lines[shown] = None
+    return list(lines)[:_SHOWN_ERRORS]
 
 
 def _does_not_compile(

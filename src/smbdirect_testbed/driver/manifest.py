@@ -90,7 +90,9 @@ def build_id(file: Path) -> str:
         (table,) = struct.unpack_from("<Q", data, 0x28)
         size, count = struct.unpack_from("<HH", data, 0x3A)
         for index in range(count):
-            kind, _, _, offset, length = struct.unpack_from("<IQQQQ", data, table + index * size + 4)
+            kind, _, _, offset, length = struct.unpack_from(
+                "<IQQQQ", data, table + index * size + 4
+            )
             if kind != 7:
                 continue
             end = offset + length

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from smbdirect_testbed import cache, process
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, provide_toolchain, source_package
@@ -16,8 +17,45 @@ from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverOrigin, DriverSpec
 
 _ESSENTIAL = "fs/smb/smbdirect"
-_BUILT = re.compile(r"(^\.)|(\.(o|ko|a|mod|mod\.c|order|symvers|asn1\.[ch])$)|(\.orig|\.rej|~)$")
+_BUILT = re.compile(r"(^\.)|(\.(o|ko|a|so|mod|mod\.c|order|symvers|asn1\.[ch])$)|(\.orig|\.rej|~)$")
 _GIT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Source files as they were at one moment, however they are edited afterwards.
+
+    :param files: content and mode by name
+    """
+
+    files: Mapping[str, tuple[bytes, int]]
+
+    @classmethod
+    def read(cls, directory: Path, parts: Iterable[str]) -> Self:
+        """Read files and directories below a directory, without anything built from them.
+
+        :raises UsageError: a file cannot be read
+        """
+        try:
+            return cls(dict(_source_files(directory, parts)))
+        except OSError as e:
+            raise UsageError(f"driver: cannot read {e.filename}: {e.strerror}") from e
+
+    def digest(self) -> str:
+        """The same for two only if all names, contents and modes are the same."""
+        return cache.digest(
+            part
+            for name, (content, mode) in self.files.items()
+            for part in (name, content, str(mode))
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write the files to another directory."""
+        for name, (content, mode) in self.files.items():
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            file.chmod(mode)
 
 
 @dataclass(frozen=True)
@@ -48,7 +86,8 @@ def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
             assert spec.path is not None
             return tree_source(Path(spec.path))
         case DriverOrigin.GIT:
-            assert spec.url is not None and spec.commit is not None
+            assert spec.url is not None
+            assert spec.commit is not None
             return git_source(spec.url, spec.commit, progress)
 
 
@@ -78,22 +117,10 @@ def tree_source(tree: Path) -> DriverSource:
             f"driver: {tree} holds no {_ESSENTIAL}",
             hint="give a kernel tree (7.2 or later), or a part of one with fs/smb in it",
         )
-    try:
-        files = dict(_source_files(tree))
-    except OSError as e:
-        raise UsageError(f"driver: cannot read {e.filename}: {e.strerror}") from e
-    parts = [part for name, (content, mode) in files.items() for part in (name, content, str(mode))]
-
-    def write(directory: Path) -> None:
-        for name, (content, mode) in files.items():
-            file = directory / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-            file.chmod(mode)
-
-    digest = cache.digest(parts)
+    files = SourceFiles.read(tree, SOURCE_PARTS)
+    digest = files.digest()
     version = _git_version(tree) or f"content {digest[:12]}"
-    return DriverSource(f"files {digest}", f"{tree} ({version})", version, write)
+    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write)
 
 
 def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
@@ -109,14 +136,12 @@ def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
     return DriverSource(f"git {commit}", f"{url} at {commit[:12]}", commit, write)
 
 
-def _source_files(tree: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
-    """Name, content and mode of the driver's files, without anything built from them."""
-    for part in SOURCE_PARTS:
-        found = [tree / part, *sorted((tree / part).rglob("*"))]
-        for file in found:
+def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, int]]]:
+    for part in parts:
+        for file in (directory / part, *sorted((directory / part).rglob("*"))):
             if file.is_file() and not _BUILT.search(file.name):
                 mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
-                yield file.relative_to(tree).as_posix(), (file.read_bytes(), mode)
+                yield file.relative_to(directory).as_posix(), (file.read_bytes(), mode)
 
 
 def _git_version(tree: Path) -> str | None:

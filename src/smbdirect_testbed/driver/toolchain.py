@@ -54,8 +54,8 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
     """
     headers, source = f"linux-headers-{image.kernel_release}", source_package(image)
     version = image.kernel_version
-    packages = ("gcc", "libc6-dev", "make", "xz-utils")
-    packages += (f"{headers}={version}", f"{source}={version}")
+    compiler = ("gcc", "libc6-dev", "make", "xz-utils")
+    packages = (*compiler, f"{headers}={version}", f"{source}={version}")
     suites = read_recipe(image.name).suites
     try:
         root = provide_build_root("driver", suites, packages, _hooks(headers, source), progress)
