@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -10,34 +11,36 @@ from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.machine import Machine
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.driver.build import BuiltDriver
+    from smbdirect_testbed.driver.manifest import BuiltDriver
 
 _DISTRIBUTION_MODULES = ("rdma_rxe", "rdma_ucm", "ib_uverbs", "ib_umad")
 """Loaded besides ours: the RoCEv2 device and what userspace needs for verbs."""
 
-# Prints "NAME BUILD-ID" for every module of the arguments that is loaded. The note is 16 bytes of
-# header (name size, descriptor size, type, "GNU\0") and then the build id.
+_NOTE_HEADER = 16
+_NOTE_SIZE = 36
+"""Bytes of a build id's note: sizes, type and "GNU", and then the SHA-1."""
+
+# Prints the names of those modules of the arguments that are loaded, then their notes in
+# hexadecimal. One od for all: processes are what costs time under TCG.
 _LOADED_SCRIPT = """
+notes=
 for m in "$@"; do
     note=/sys/module/$m/notes/.note.gnu.build-id
-    [ -e "$note" ] && echo "$m $(tail -c +17 "$note" | od -An -tx1 -v | tr -d ' \\n')"
+    [ -e "$note" ] && notes="$notes $note" && echo "$m"
 done
-exit 0
+[ -z "$notes" ] || exec od -An -v -tx1 -w36 $notes
 """
 
-# Distribution modules that ours need come by modprobe; ours by insmod, from our build.
+# What ours need of the distribution comes by modprobe; ours by insmod, from our build.
 _LOAD_SCRIPT = """
-directory=$1; shift
+modprobe --all $1 || exit
+directory=$2; shift 2
 for m in "$@"; do
-    [ -e /sys/module/$m ] && continue
-    file=$directory/$m.ko
-    needs=$(modinfo -F depends "$file" | tr , ' ')
-    for n in $needs; do
-        [ -e /sys/module/$n ] || [ -e "$directory/$n.ko" ] || modprobe "$n" || exit 1
-    done
-    insmod "$file" || exit 1
+    [ -e "/sys/module/$m" ] || insmod "$directory/$m.ko" || exit
 done
 """
+
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
 class LoadedDriver:
@@ -73,8 +76,9 @@ class LoadedDriver:
 
         :raises ProvisionError: a module did not load, or one of another build is in its place
         """
-        self._machine.run(["modprobe", "--all", *_DISTRIBUTION_MODULES])
-        self._machine.run(["sh", "-c", _LOAD_SCRIPT, "load", str(self.directory), *self.names])
+        needed = " ".join([*_DISTRIBUTION_MODULES, *self._needed_modules()])
+        script = ["sh", "-c", _LOAD_SCRIPT, "load", needed, str(self.directory), *self.names]
+        self._machine.run(script)
         self.check()
 
     def check(self) -> None:
@@ -99,5 +103,17 @@ class LoadedDriver:
 
     def loaded(self) -> dict[str, str]:
         """The build ids (hexadecimal) of those of our modules that are loaded, by name."""
-        out = self._machine.run(["sh", "-c", _LOADED_SCRIPT, "loaded", *self.names]).stdout
-        return dict(line.split() for line in out.splitlines())
+        lines = self._machine.run(["sh", "-c", _LOADED_SCRIPT, "loaded", *self.names]).stdout
+        names = [line for line in lines.splitlines() if not line.startswith(" ")]
+        notes = [line.replace(" ", "") for line in lines.splitlines() if line.startswith(" ")]
+        if any(len(note) != 2 * _NOTE_SIZE for note in notes):
+            raise ProvisionError(f"a loaded module's build id is not understood: {lines}")
+        return {n: note[2 * _NOTE_HEADER :] for n, note in zip(names, notes, strict=True)}
+
+    def _needed_modules(self) -> list[str]:
+        """Modules of the distribution that ours depend on, as their files say."""
+        needed: dict[str, None] = {}
+        for module in self.built.modules:
+            if found := _DEPENDS.search(module.file.read_bytes()):
+                needed |= dict.fromkeys(n for n in found[1].decode().split(",") if n)
+        return [n for n in needed if n not in self.names]
