@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
+from tests.vm.conftest import Testbed
 
 from smbdirect_testbed.wait import wait_until
-from tests.vm.conftest import Testbed
 
 pytestmark = pytest.mark.vm
 

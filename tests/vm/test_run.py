@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.vm.conftest import Outcome, Sabotaged, Testbed
 
 pytestmark = pytest.mark.vm
