@@ -47,7 +47,7 @@ class SplatKind(StrEnum):
 class Splat:
     """One report of the kernel.
 
-    :param title: its first line of substance, without time stamp
+    :param title: its first line, without time stamp, and what the code said about it
     :param trace: all of its lines, without time stamps
     :param fingerprint: its kind and the innermost functions of its trace: the same for the same
         failure, whatever the addresses, the processor, the task
@@ -77,11 +77,10 @@ _STARTS: tuple[tuple[SplatKind, re.Pattern[str]], ...] = tuple(
         (SplatKind.LOCKUP, r"(?:watchdog: )?(?:CPU\d+: )?Watchdog detected hard LOCKUP"),
         (
             SplatKind.LOCKDEP,
-            r"WARNING: (?:possible |suspicious RCU usage|inconsistent lock state|bad unlock"
-            r"|lock held when|held lock freed|HARDIRQ|SOFTIRQ|\S+-safe -> |nested lock)"
-            r"|BUG: (?:held lock freed|MAX_LOCK|sleeping function called with locks|\S+ still has"
-            r" locks held)"
-            r"|INFO: possible (?:circular|recursive|irq)",
+            r"WARNING: (?:possible (?:circular|recursive|irq lock)|suspicious RCU usage"
+            r"|inconsistent lock state|bad (?:unlock balance|contention)|held lock freed"
+            r"|lock held when|Nested lock|\S+-safe -> \S+-unsafe|\S+ still has locks held)"
+            r"|\[ BUG: Invalid wait context|INFO: trying to register non-static key",
         ),
         (SplatKind.OOPS, r"BUG: (?:unable to handle |kernel NULL pointer dereference)"),
         (SplatKind.OOPS, r"(?:Oops: )?general protection fault"),
@@ -89,7 +88,7 @@ _STARTS: tuple[tuple[SplatKind, re.Pattern[str]], ...] = tuple(
         (SplatKind.OOPS, r"Unable to handle kernel "),
         (SplatKind.BUG, r"kernel BUG at |BUG: "),
         (SplatKind.REFCOUNT, r"refcount_t: "),
-        # The second form is that of Linux 6.19 and later.
+        # The second form is that of recent kernels.
         (SplatKind.WARNING, r"WARNING: (?:CPU: \d+ PID: \d+ |\S+:\d+ at |at \S+\+0x)"),
         (SplatKind.HUNG_TASK, r"INFO: task \S.* blocked for more than \d+ seconds"),
         (SplatKind.DEVICE_HELD, r"unregister_netdevice: waiting for \S+ to become free"),
@@ -110,28 +109,33 @@ _CUT_HERE = "------------[ cut here ]------------"
 _ENDS = re.compile(r"---\[ end (?:trace|Kernel panic)")
 _RULE = re.compile(r"={20,}$")
 _MARK = re.compile(r"testbed-mark [0-9a-f]{12}")
-_TRACE_HEADING = re.compile(r"Call Trace:|Backtrace:|stack backtrace:|Call trace:")
-_FUNCTION = re.compile(r"^(?P<unsure>\? )?(?P<name>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
+_TRACE_BEGINNINGS = ("Call Trace:", "Call trace:")
+_FUNCTION = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _INNERMOST = re.compile(r"^RIP: 0010:(?P<name>[A-Za-z_][\w.]*)\+0x")
 _IN_TRACE = re.compile(
     r"\s|$|[ER]IP: |[ER]SP: |R[A-D]X: |R[SD]I: |RBP: |R\d\d: |ORIG_RAX: |Code: |[FGC]S: |CR2: "
     r"|DR\d: |PKRU: |Modules linked in: |CPU: |Call Trace:|Call trace:|Sending NMI|NMI backtrace"
-    r"|Showing |Hardware name: |Allocated by |Freed by |The buggy |Memory state |page: |raw: |page "
+    r"|Showing |Hardware name: |Allocated by |Freed by |The buggy |Memory state |page|raw: |head: "
     r"|irq event stamp|hardirqs last|softirqs last|task:|---\[ end |flags: |>|==|Last potentially"
     r"|Second to last|which belongs|located |allocated |kfence-#|Kernel Offset: "
+)
+_BEFORE_TRACE = re.compile(
+    r"#PF: |PGD |Oops: |Tainted: |in_atomic\(\)|no locks held|\d+ locks? held|Preemption disabled"
+    r"|preempt_count: |rcu: |\"echo 0 > /proc|WARNING: |(?:Read|Write) of size "
 )
 _SINGLE_LINE = {SplatKind.CLOCK, SplatKind.DEVICE_HELD}
 _LINES_BEFORE_TRACE = 120
 _LINES_MAX = 250
+_MESSAGE_LINES = 3
 _FINGERPRINT_FUNCTIONS = 5
 
 _MACHINERY = re.compile(
     r"(?:__)?dump_stack(?:_lvl)?|show_stack|print_\w+|kasan_\w+|__kasan_\w+|__asan_\w+|__warn"
     r"|report_bug|handle_bug|(?:asm_)?exc_\w+|(?:__)?die(?:_\w+)?|oops_\w+|page_fault_oops"
-    r"|do_user_addr_fault|do_trap|do_error_trap|panic|check_\w+_circular|__ubsan_\w+|ubsan_\w+"
+    r"|do_user_addr_fault|do_trap|do_error_trap|panic|check_(?:noncircular|prev_add|deadlock)|__ubsan_\w+|ubsan_\w+"
     r"|lockdep_rcu_suspicious|__lock_acquire|lock_acquire(?:\.part\.\d+)?|validate_chain"
-    r"|__might_resched|__might_sleep|__schedule(?:_bug)?|schedule|refcount_warn_saturate"
-    r"|vpanic|fixup_exception|\w*_fault_oops|bad_area_nosemaphore|__die_body"
+    r"|__might_resched|__might_sleep|__schedule(?:_bug)?|schedule(?:_timeout|_preempt_disabled)?|io_schedule"
+    r"|refcount_warn_saturate|vpanic|fixup_exception|\w*_fault_oops|bad_area_nosemaphore|__die_body"
 )
 
 
@@ -143,7 +147,7 @@ def find_splats(text: str) -> list[Splat]:
     while position < len(lines):
         if kind := _start_kind(lines[position]):
             end = _find_end(lines, position, kind)
-            splats.append(_make(kind, lines[position:end]))
+            splats.append(_make(kind, lines[position:end], _message_before(lines, position)))
             position = end
         else:
             position += 1
@@ -154,12 +158,22 @@ def _start_kind(line: str) -> SplatKind | None:
     return next((kind for kind, pattern in _STARTS if pattern.match(line)), None)
 
 
+def _message_before(lines: list[str], start: int) -> list[str]:
+    """What the kernel's code says about a report, between "cut here" and the report's start."""
+    for length in range(_MESSAGE_LINES + 1):
+        before = start - length - 1
+        if before >= 0 and lines[before] == _CUT_HERE:
+            return lines[start - length : start]
+    return []
+
+
 def _find_end(lines: list[str], start: int, kind: SplatKind) -> int:
     """The index after the last line of the report that begins at ``start``."""
     if kind in _SINGLE_LINE:
         return start + 1
     in_trace = False
-    last = start + 1  # A report without a trace is its first line.
+    connected = True
+    last = start + 1
     for i in range(start + 1, min(len(lines), start + _LINES_MAX)):
         line = lines[i]
         if _ENDS.match(line):
@@ -168,13 +182,17 @@ def _find_end(lines: list[str], start: int, kind: SplatKind) -> int:
             return last
         if kind is SplatKind.KASAN and _RULE.match(line):
             return i + 1
-        if _TRACE_HEADING.match(line):
-            in_trace = True
-        elif (in_trace and not _IN_TRACE.match(line)) or (
-            not in_trace and (i - start > _LINES_BEFORE_TRACE or _unrelated(kind, line))
-        ):
+        if line.startswith(_TRACE_BEGINNINGS):
+            in_trace = connected = True
+        elif in_trace:
+            if not _IN_TRACE.match(line):
+                return last
+        elif i - start > _LINES_BEFORE_TRACE or _unrelated(kind, line):
             return last
-        if in_trace:
+        else:
+            # Kept if a trace follows; if none does, as far as it looks like a report.
+            connected = connected and bool(_IN_TRACE.match(line) or _BEFORE_TRACE.match(line))
+        if connected:
             last = i + 1
     return last
 
@@ -194,7 +212,7 @@ _TOGETHER: tuple[set[SplatKind], ...] = (
 )
 
 
-def _make(kind: SplatKind, lines: list[str]) -> Splat:
+def _make(kind: SplatKind, lines: list[str], message: list[str]) -> Splat:
     while len(lines) > 1 and not lines[-1].strip():
         lines = lines[:-1]
     functions: list[str] = []
@@ -203,8 +221,8 @@ def _make(kind: SplatKind, lines: list[str]) -> Splat:
             functions.append(name)
     return Splat(
         kind,
-        lines[0].strip(),
-        tuple(lines),
+        ": ".join((lines[0].strip(), *message)),
+        (*message, *lines),
         ":".join((kind, *(functions[:_FINGERPRINT_FUNCTIONS] or [_without_numbers(lines[0])]))),
     )
 
@@ -213,14 +231,14 @@ def _functions(lines: list[str]) -> Iterator[str]:
     """The functions of the first trace, from the innermost one."""
     traces = 0
     for line in lines:
-        if _TRACE_HEADING.match(line):
-            # Lockdep's "stack backtrace:" is followed by "Call Trace:".
-            traces += line.startswith(("Call", "Backtrace"))
+        if line.startswith(_TRACE_BEGINNINGS):
+            traces += 1
             if traces > 1:
                 return
-        elif (found := _INNERMOST.match(line)) or (
-            traces and (found := _FUNCTION.match(line.strip())) and not found["unsure"]
-        ):
+        found = _INNERMOST.match(line)
+        if not found and traces:
+            found = _FUNCTION.match(line.strip())
+        if found:
             yield _base_name(found["name"])
 
 
