@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, process
-from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.errors import CommandFailed, ProvisionError, TestbedError
 from smbdirect_testbed.filesync import copy_out, sync
 from smbdirect_testbed.mmdebstrap import Bootstrap, bootstrap_directory
 from smbdirect_testbed.process import CommandResult
@@ -155,9 +155,9 @@ class _DirectoryBuildRoot(BuildRoot):
             in_use.touch()
             try:
                 yield there
-            except CommandFailed as e:
+            except TestbedError as e:
                 # A compiler that gave up by itself leaves nothing half written.
-                if e.status is not None and e.status > 0:
+                if not isinstance(e, CommandFailed) or (e.status or -1) > 0:
                     in_use.unlink()
                 raise
             in_use.unlink()

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smbdirect_testbed import paths
@@ -69,6 +69,16 @@ def provide(
             remove(new)
             remove(old)
     return entry
+
+
+def remove_leftovers() -> None:
+    """Remove entries that killed runs left half made."""
+    for left_over in paths.cache().glob("*/.*"):
+        kind, name = left_over.parent.name, left_over.name[1:].rpartition(".")[0]
+        file = paths.cache() / "locks" / f"{kind}-{name}"
+        with suppress(OSError), file.open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(left_over)
 
 
 @contextmanager

@@ -45,17 +45,22 @@ def debian_mirror(etc_apt: Path = Path("/etc/apt")) -> str:
         if urlsplit(chosen).scheme not in ("http", "https", "file"):
             raise ProvisionError(
                 f"{VARIABLE} is not the address of a Debian mirror",
-                hint=f"set {VARIABLE}=http://deb.debian.org/debian, or to a mirror near you",
+                hint=f"set {VARIABLE} to one: http://HOST/debian",
             )
         return chosen.rstrip("/")
     found = [m for s in apt_sources(etc_apt) if _is_debian(s) and (m := _plain(s.uri))]
     if not found:
         raise ProvisionError(
             "apt on this computer is not set up for Debian, so there is no mirror for images",
-            hint=f"set {VARIABLE}=http://deb.debian.org/debian, or to a mirror near you",
+            hint=f"set {VARIABLE} to one: http://HOST/debian",
         )
     # Vendors' repositories use Debian's suite names too, but not its path.
     return min(found, key=lambda uri: not uri.endswith("/debian"))
+
+
+def origin() -> str:
+    """Who says which mirror to use, to complete "the Debian mirror that ..."."""
+    return f"{VARIABLE} names" if os.environ.get(VARIABLE) else "apt is set up for"
 
 
 def keyring() -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,13 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from smbdirect_testbed import cache, mirror
+from smbdirect_testbed import cache, mirror, process
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.process import kill_group
 from smbdirect_testbed.progress import Progress
 
 _UNPACKED_GIB = 2.0
 _STOP_SECONDS = 20
+_TEMPORARY = Path("/var/tmp")
+_PREFIX = "smbdirect-testbed-"
+_YOUNG_SECONDS = 60
+"""Younger directories are left alone: between making one and holding it there is a moment."""
+
 _PINNED = """\
 Package: *
 Pin: release n={suite}
@@ -206,7 +213,7 @@ def _failure(lines: Sequence[str], temporary: Path, log: Path) -> ProvisionError
         return PackageMissing(missing[1], log)
     if any(reason in text for reason in _NOT_REACHED):
         return ProvisionError(
-            "cannot get packages from the Debian mirror that apt is set up for",
+            f"cannot get packages from the Debian mirror that {mirror.origin()}",
             hint=f"check the network, or set {mirror.VARIABLE}; the full log is {log}",
         )
     errors = [line for line in lines if line.startswith(("E: ", "W: ", "dpkg: error"))]
@@ -224,16 +231,46 @@ def _is_root() -> bool:
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
     """A directory for mmdebstrap, which must be open to the user ids of its namespace."""
-    home = Path("/var/tmp")
-    cache.require_space(home, _UNPACKED_GIB, "installing packages")
-    directory = Path(tempfile.mkdtemp(prefix="smbdirect-testbed-", dir=home))
+    remove_leftovers()
+    cache.require_space(_TEMPORARY, _UNPACKED_GIB, "installing packages")
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_TEMPORARY))
+    with _held(directory):
+        try:
+            directory.chmod(0o755)
+            yield directory
+        finally:
+            _remove(directory)
+
+
+def remove_leftovers() -> None:
+    """Remove what this user's killed runs left of mmdebstrap's."""
+    for directory in _TEMPORARY.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            status = directory.stat()
+            old = time.time() - status.st_mtime > _YOUNG_SECONDS
+            if old and status.st_uid == os.geteuid():
+                with _held(directory):
+                    _remove(directory)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Mark a directory as in use for as long as this process lives.
+
+    :raises BlockingIOError: another process uses it
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        directory.chmod(0o755)
-        yield directory
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        if any(directory.iterdir()) and not _is_root():
-            # They belong to user ids of the namespace, and it is gone.
-            argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
-            argv += [os.fspath(p) for p in directory.iterdir()]
-            subprocess.run(argv, stderr=subprocess.DEVNULL, check=False, timeout=60)
-        cache.remove(directory)
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    if any(directory.iterdir()) and not _is_root():
+        # They belong to user ids of a namespace that is gone.
+        argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
+        argv += [os.fspath(p) for p in directory.iterdir()]
+        process.run(argv, check=False, timeout=120)
+    cache.remove(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, paths
@@ -68,8 +69,11 @@ def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltD
     def make(directory: Path) -> None:
         cache.require_space(directory, _GIB, "building the driver")
         toolchain = provide_toolchain(image, progress)
+        tree = directory / "source"
+        source.write(tree)
+        ours.write(tree)
         with progress.phase("driver", f"building driver from {source.description}"):
-            _build(source, ours, toolchain, directory, progress)
+            _build(source, toolchain, tree, directory, progress)
             write_manifest(
                 directory,
                 digest,
@@ -79,20 +83,19 @@ def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltD
                 kernel_release=image.kernel_release,
             )
 
-    return read_manifest(cache.provide("drivers", digest[:16], make, progress))
+    built = read_manifest(cache.provide("drivers", digest[:16], make, progress))
+    # The same files may have come from elsewhere, or under another version, when it was built.
+    return replace(built, source=source.description, version=source.version)
 
 
 def _build(
     source: DriverSource,
-    ours: SourceFiles,
     toolchain: Toolchain,
+    tree: Path,
     directory: Path,
     progress: Progress,
 ) -> None:
     log = cache.log_file("driver")
-    tree = directory / "source"
-    source.write(tree)
-    ours.write(tree)
     root = toolchain.build_root
     # A part of a tree may do without siw and nls, which are then the distribution's.
     missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
