@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from smbdirect_testbed import paths
+from smbdirect_testbed.driver import sources
 from smbdirect_testbed.environment import Environment, provide
 from smbdirect_testbed.instance import new_instance
 from smbdirect_testbed.plugin import RunPlugin
@@ -18,11 +19,15 @@ from smbdirect_testbed.spec import DriverOrigin, DriverSpec, EnvironmentSpec
 
 
 def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
-    """The spec with its driver built from another tree; unchanged without one."""
-    if tree is None:
-        return spec
-    driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tree.expanduser().resolve()))
-    return dataclasses.replace(spec, driver=driver)
+    """The spec, with its driver built from ``tree`` if one is given.
+
+    :raises UsageError: the spec's or the given tree holds no driver
+    """
+    if tree is not None:
+        driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tree.expanduser().absolute()))
+        spec = dataclasses.replace(spec, driver=driver)
+    sources.check(spec.driver)
+    return spec
 
 
 def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:

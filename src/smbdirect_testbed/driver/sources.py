@@ -104,11 +104,28 @@ def _distribution(image: Image, progress: Progress) -> DriverSource:
     )
 
 
+def check(spec: DriverSpec) -> None:
+    """Look whether the spec's tree can be one, at the cost of nothing.
+
+    :raises UsageError: it holds no driver
+    """
+    if spec.path is not None:
+        _checked_tree(Path(spec.path))
+
+
 def tree_source(tree: Path) -> DriverSource:
     """A user's kernel tree, or a part of one, as it is now. Nothing is written to it.
 
     :raises UsageError: it holds no driver
     """
+    tree = _checked_tree(tree)
+    files = SourceFiles.read(tree, SOURCE_PARTS)
+    digest = files.digest()
+    version = _git_version(tree) or f"content {digest[:12]}"
+    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write)
+
+
+def _checked_tree(tree: Path) -> Path:
     tree = tree.expanduser().absolute()
     if not tree.is_dir():
         raise UsageError(f"driver: there is no directory {tree}")
@@ -117,10 +134,7 @@ def tree_source(tree: Path) -> DriverSource:
             f"driver: {tree} holds no {_ESSENTIAL}",
             hint="give a kernel tree (7.2 or later), or a part of one with fs/smb in it",
         )
-    files = SourceFiles.read(tree, SOURCE_PARTS)
-    digest = files.digest()
-    version = _git_version(tree) or f"content {digest[:12]}"
-    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write)
+    return tree
 
 
 def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
