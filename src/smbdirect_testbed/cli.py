@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from smbdirect_testbed import __version__, housekeeping, paths
+from smbdirect_testbed import __version__, housekeeping
 from smbdirect_testbed.doctor import Status, diagnose
 from smbdirect_testbed.envfile import list_environments, load_environment
 from smbdirect_testbed.environment import anything_kept

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import testinfra.host
-from testinfra.backend.base import BaseBackend, CommandResult as TestinfraResult
+from testinfra.backend.base import BaseBackend
+from testinfra.backend.base import CommandResult as TestinfraResult
 
 from smbdirect_testbed import process
 from smbdirect_testbed.errors import ProvisionError
