@@ -1,0 +1,76 @@
+"""The domain given to libvirt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+
+@pytest.fixture
+def domain() -> Domain:
+    return Domain(
+        name="m",
+        uuid=UUID(int=1),
+        accelerator=Accelerator.TCG,
+        cpus=2,
+        memory=2048,
+        kernel=Path("/i/kernel"),
+        initramfs=Path("/i/initramfs"),
+        kernel_options=("console=ttyS0", "panic=-1"),
+        root=Path("/i/root"),
+        scratch=Path("/s/scratch.img"),
+        shared=Path("/s/shared & <mine>"),
+        console=Path("/s/console.log"),
+        ssh_port=2222,
+    )
+
+
+def test_size_and_kernel(domain: Domain) -> None:
+    xml = ET.fromstring(domain.xml())
+    assert xml.findtext("memory") == "2048"
+    assert xml.findtext("vcpu") == "2"
+    assert xml.findtext("os/cmdline") == "console=ttyS0 panic=-1"
+
+
+def test_the_processor_follows_the_accelerator(domain: Domain) -> None:
+    emulated = ET.fromstring(domain.xml())
+    native = ET.fromstring(replace(domain, accelerator=Accelerator.KVM).xml())
+    assert (emulated.get("type"), native.get("type")) == ("qemu", "kvm")
+    modes = [xml.find("cpu").get("mode") for xml in (emulated, native)]  # type: ignore[union-attr]
+    assert modes == ["maximum", "host-passthrough"]
+
+
+def test_only_the_root_disk_is_read_only(domain: Domain) -> None:
+    disks = ET.fromstring(domain.xml()).findall("devices/disk")
+    found = [
+        (d.find("source").get("file"), d.find("readonly") is not None)  # type: ignore[union-attr]
+        for d in disks
+    ]
+    assert found == [("/i/root", True), ("/s/scratch.img", False)]
+
+
+def test_odd_characters_in_paths_survive(domain: Domain) -> None:
+    source = ET.fromstring(domain.xml()).find("devices/filesystem/source")
+    assert source is not None
+    assert source.get("dir") == "/s/shared & <mine>"
+
+
+def test_ssh_is_on_loopback_and_nothing_else_gets_in_or_out(domain: Domain) -> None:
+    xml = ET.fromstring(domain.xml())
+    arguments = [a.get("value") or "" for a in xml.findall(f"{_QEMU}commandline/{_QEMU}arg")]
+    (network,) = (a for a in arguments if a.startswith("user,"))
+    assert "hostfwd=tcp:127.0.0.1:2222-:22" in network.split(",")
+    assert "restrict=on" in network.split(",")
+
+
+def test_every_end_of_the_guest_ends_the_machine(domain: Domain) -> None:
+    xml = ET.fromstring(domain.xml())
+    assert {xml.findtext(e) for e in ("on_poweroff", "on_reboot", "on_crash")} == {"destroy"}
