@@ -5,6 +5,12 @@
  * SMB-Direct socket (protocol 257) under the same file descriptor. Programs
  * learn the port only at bind() or connect(), hence the exchange there and not
  * in socket(). $SMBDIRECT_DEBUG=1 reports each exchange on standard error.
+ *
+ * A connect() that does not block is waited for after all, for up to
+ * $SMBDIRECT_CONNECT_WAIT milliseconds (default 4000; 0 for not at all). Samba
+ * starts the next transport of its list after 5 ms and takes whichever connects
+ * first: TCP would win against the negotiation of SMB-Direct, whatever the list
+ * says. The default is below the 5 s that Samba gives a connection.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,6 +18,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -25,6 +32,7 @@
 #define IPPROTO_SMBDIRECT 257
 #endif
 #define DEFAULT_PORTS "5445"
+#define DEFAULT_CONNECT_WAIT 4000
 
 static int (*real_bind)(int, const struct sockaddr *, socklen_t);
 static int (*real_connect)(int, const struct sockaddr *, socklen_t);
@@ -178,9 +186,36 @@ int bind(int fd, const struct sockaddr *addr, socklen_t length)
 	return exchange(fd, addr, length) ? -1 : real_bind(fd, addr, length);
 }
 
+/* Returns what a blocking connect() would have, or EINPROGRESS after all. */
+static int finish_connect(int fd)
+{
+	const char *setting = getenv("SMBDIRECT_CONNECT_WAIT");
+	int wait = setting && *setting ? atoi(setting) : DEFAULT_CONNECT_WAIT;
+	struct pollfd poll_fd = { .fd = fd, .events = POLLOUT };
+	int error;
+
+	if (wait <= 0 || poll(&poll_fd, 1, wait) <= 0) {
+		errno = EINPROGRESS;
+		return -1;
+	}
+	error = number(fd, SO_ERROR);
+	if (error > 0)
+		errno = error;
+	debug("fd %d: connect: %s", fd, error > 0 ? strerror(error) : "done");
+	return error ? -1 : 0;
+}
+
 int connect(int fd, const struct sockaddr *addr, socklen_t length)
 {
-	return exchange(fd, addr, length) ? -1 : real_connect(fd, addr, length);
+	int ret;
+
+	if (exchange(fd, addr, length))
+		return -1;
+	ret = real_connect(fd, addr, length);
+	if (ret && errno == EINPROGRESS && port_listed(port_of(addr, length)) &&
+	    number(fd, SO_PROTOCOL) == IPPROTO_SMBDIRECT)
+		ret = finish_connect(fd);
+	return ret;
 }
 
 /* Options below the socket level tune TCP and IP: there is nothing to tune here. */
