@@ -150,9 +150,12 @@ int sdsock_release(struct socket *sock)
 	sock->sk = NULL;
 	release_sock(sk);
 
-	if (connected)
+	if (connected) {
+		/* event_work discards what has arrived unread */
+		queue_work(sdsock_wq, &ss->event_work);
 		queue_work(sdsock_wq, &ss->close_work);
-	else
+	} else {
 		sdsock_finish(ss);	/* the port is free when close() returns */
+	}
 	return 0;
 }

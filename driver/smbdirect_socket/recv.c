@@ -111,6 +111,26 @@ void sdsock_salvage(struct sdsock *ss)
 		ss->rx.frame_left = 1;	/* an end within a frame: ECONNRESET */
 }
 
+/*
+ * Nobody will read from a closed socket. While it still sends, its peer needs
+ * receive buffers in order to grant it credits, so free them.
+ */
+void sdsock_discard(struct sdsock *ss)
+{
+	const struct smbdirect_data_transfer *header;
+	struct smbdirect_recv_io *segment;
+	struct smbdirect_socket *sc = ss->sc;
+
+	mutex_lock(&ss->rx.lock);
+	if (sc->recv_io.expected == SMBDIRECT_EXPECT_DATA_TRANSFER) {
+		while ((segment = sdsock_first_segment(sc))) {
+			header = (const struct smbdirect_data_transfer *)segment->packet;
+			sdsock_drop_segment(sc, segment, le32_to_cpu(header->data_length));
+		}
+	}
+	mutex_unlock(&ss->rx.lock);
+}
+
 /* Have more than @offset bytes in chunks if they are there; bounded by SO_RCVBUF */
 static int sdsock_fill(struct sdsock *ss, size_t offset)
 {

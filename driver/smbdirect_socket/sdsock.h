@@ -70,6 +70,7 @@ struct sdsock_tx {
 	struct sdsock_frame *frame;
 	struct list_head queue;	/* under sdsock.lock */
 	size_t bytes;		/* in queue, under sdsock.lock */
+	size_t frames;		/* likewise */
 	unsigned long sent;	/* frames, to see progress */
 	bool closed;		/* no frame reaches the transport any more */
 	bool lost;		/* a frame was accepted from userspace and not sent */
@@ -163,6 +164,7 @@ int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flag
 bool sdsock_readable(struct sdsock *ss, size_t offset);
 int sdsock_inq(struct sdsock *ss);
 void sdsock_salvage(struct sdsock *ss);
+void sdsock_discard(struct sdsock *ss);
 
 /* poll.c */
 __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);

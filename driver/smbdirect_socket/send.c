@@ -11,6 +11,7 @@ static void sdsock_free_frame(struct sdsock *ss, struct sdsock_frame *frame)
 	spin_lock(&ss->lock);
 	list_del(&frame->list);
 	ss->tx.bytes -= frame->size;
+	ss->tx.frames--;
 	ss->tx.sent++;
 	spin_unlock(&ss->lock);
 	kvfree(frame);
@@ -77,17 +78,22 @@ static bool sdsock_queue_frame(struct sdsock *ss, struct sdsock_frame *frame)
 	if (!closed) {
 		list_add_tail(&frame->list, &ss->tx.queue);
 		ss->tx.bytes += frame->size;
+		ss->tx.frames++;
 		queue_work(sdsock_wq, &ss->tx.work);
 	}
 	spin_unlock(&ss->lock);
 	return !closed;
 }
 
+/* What a frame costs besides its bytes: a round trip, a message, some memory */
+#define SDSOCK_FRAME_COST 512
+
 /* A frame that was begun is always taken to its end. */
 bool sdsock_writable(struct sdsock *ss)
 {
-	return READ_ONCE(ss->tx.frame) ||
-	       READ_ONCE(ss->tx.bytes) < READ_ONCE(sdsock_sk(ss)->sk_sndbuf);
+	size_t used = READ_ONCE(ss->tx.bytes) + READ_ONCE(ss->tx.frames) * SDSOCK_FRAME_COST;
+
+	return READ_ONCE(ss->tx.frame) || used < READ_ONCE(sdsock_sk(ss)->sk_sndbuf);
 }
 
 /* Complete the prefix; returns bytes taken from msg, or an error and takes none. */

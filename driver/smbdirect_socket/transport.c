@@ -34,9 +34,13 @@ static int sdsock_status_changed(wait_queue_entry_t *watch, unsigned int mode, i
 static int sdsock_data_arrived(wait_queue_entry_t *watch, unsigned int mode, int flags,
 			       void *key)
 {
-	struct sock *sk = sdsock_sk(container_of(watch, struct sdsock, data_watch));
+	struct sdsock *ss = container_of(watch, struct sdsock, data_watch);
+	struct sock *sk = sdsock_sk(ss);
 
-	sk->sk_data_ready(sk);
+	if (sock_flag(sk, SOCK_DEAD))
+		queue_work(sdsock_wq, &ss->event_work);
+	else
+		sk->sk_data_ready(sk);
 	return 0;
 }
 
@@ -214,6 +218,8 @@ void sdsock_event_work(struct work_struct *work)
 			sdsock_connected(ss);
 			sk->sk_state_change(sk);
 		}
+		if (sock_flag(sk, SOCK_DEAD))
+			sdsock_discard(ss);
 		goto out;
 	}
 
