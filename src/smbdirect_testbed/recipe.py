@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from smbdirect_testbed import cache, paths
+from smbdirect_testbed.envfile import parse_toml, validate
 from smbdirect_testbed.errors import UsageError
 
 _STRICT = ConfigDict(extra="forbid")
@@ -91,14 +91,7 @@ def read_recipe(name: str, directory: Path | None = None) -> Recipe:
         raise UsageError(
             f"there is no image {name!r}", hint=f"images are {', '.join(recipe_names(directory))}"
         )
-    try:
-        data = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UsageError(f"{file}: {e}") from e
-    try:
-        recipe = TypeAdapter(Recipe).validate_python(data)
-    except ValidationError as e:
-        raise UsageError(f"{file}: {_complaint(e)}") from e
+    recipe = validate(TypeAdapter(Recipe), parse_toml(file.read_text(errors="replace"), file), file)
     for source in (recipe.initramfs.init, *recipe.files.values()):
         if not (directory / source).is_file():
             raise UsageError(f"{file}: there is no file {directory / source}")
@@ -117,16 +110,3 @@ def recipe_digest(recipe: Recipe, directory: Path | None = None) -> str:
 def file_mode(source: Path) -> int:
     """The mode that a file beside a recipe has in the image, whatever the umask was here."""
     return 0o755 if source.stat().st_mode & 0o100 else 0o644
-
-
-def _complaint(error: ValidationError) -> str:
-    """The first thing that is wrong, with the key it is wrong with."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return f"unknown key {key}"
-        case "missing":
-            return f"key {key} is missing"
-        case _:
-            return f"{key}: {first['msg']}"

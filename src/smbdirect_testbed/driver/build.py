@@ -153,7 +153,7 @@ def compile_errors(output: str, work: PurePosixPath) -> list[str]:
             directory = entered[1].removeprefix(f"{work}/") + "/"
         if re.search(r"(: (fatal )?error: |^ERROR: |: undefined reference to )", line):
             shown = line.replace(f"{work}/", "")
-            if shown == line and not re.match(r"(/|ERROR)", line) and directory[0] != "/":
+            if shown == line and not re.match(r"/|ERROR", line) and not directory.startswith("/"):
                 shown = directory + line
             lines[shown] = None
     return list(lines)[:_SHOWN_ERRORS]

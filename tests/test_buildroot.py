@@ -1,0 +1,98 @@
+"""Build roots: files in, command, files out."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from smbdirect_testbed import buildroot
+from smbdirect_testbed.buildroot import BuildRoot
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.progress import Progress
+
+FILE = PurePosixPath("/build/x/file")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRoot:
+    """A build root whose commands run outside, so that the test needs no system in it."""
+    monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(buildroot, "_enter_argv", lambda root: ("env", "-C", str(root)))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "packages").write_text("gcc 4:14.2.0-1\nmake 4.4\n")
+    return buildroot._DirectoryBuildRoot(tmp_path)
+
+
+def test_packages(root: BuildRoot) -> None:
+    assert root.packages == {"gcc": "4:14.2.0-1", "make": "4.4"}
+
+
+def test_inputs_and_outputs(root: BuildRoot, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("hello")
+    out = tmp_path / "somewhere" / "out"
+    root.run(["cp", "build/x/file", "result"], inputs={FILE: tmp_path / "in"})
+    root.run(["true"], outputs={PurePosixPath("/result"): out})
+    assert out.read_text() == "hello"
+
+
+def test_a_command_sees_only_its_own_environment(
+    root: BuildRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-O0")
+    lines = root.run(["env"], env={"MORE": "1"}).stdout.splitlines()
+    assert "MORE=1" in lines
+    assert not any(line.startswith("CFLAGS=") for line in lines)
+
+
+def test_a_failure_names_the_command_and_the_log(root: BuildRoot, tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed) as raised:
+        root.run(["sh", "-c", "echo broken; exit 3"], log=tmp_path / "log")
+    assert raised.value.argv[0] == "sh"
+    assert raised.value.status == 3
+    assert "broken" in (tmp_path / "log").read_text()
+
+
+def test_a_full_disk(root: BuildRoot) -> None:
+    with pytest.raises(ProvisionError, match="no space left on the disk"):
+        root.run(["sh", "-c", "echo as: No space left on device; exit 1"])
+
+
+def leave(root: BuildRoot, tmp_path: Path, error: BaseException | None) -> bool:
+    """Whether a file in a work directory outlives a use that ends with an error."""
+    here = tmp_path / "root" / "build" / "w" / "object"
+    try:
+        with root.work_directory("w", Progress(quiet=True)) as work:
+            assert work == PurePosixPath("/build/w")
+            here.touch()
+            if error:
+                raise error
+    except (CommandFailed, ProvisionError, KeyboardInterrupt):
+        pass
+    with root.work_directory("w", Progress(quiet=True)):
+        return here.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (None, True),
+        (ProvisionError("does not compile"), True),
+        (CommandFailed(["make"], 2, ""), True),
+        (CommandFailed(["make"], None, ""), False),
+        (CommandFailed(["make"], -9, ""), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_a_work_directory_keeps_only_what_is_whole(
+    root: BuildRoot, tmp_path: Path, error: BaseException | None, kept: bool
+) -> None:
+    assert leave(root, tmp_path, error) is kept
+
+
+def test_an_ordinary_user_needs_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    with pytest.raises(ProvisionError) as raised:
+        buildroot._enter_argv.__wrapped__(Path("/"))
+    assert raised.value.hint == "install the package bubblewrap"
