@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shlex
@@ -137,6 +138,7 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
         setup.append(f'ln -s /bin/true "$1/etc/kernel/postinst.d/{generator}"')
     excluded = [*_EXCLUDED, "/etc/kernel/postinst.d/*"]
     return [
+        *_private_mounts(),
         "mmdebstrap",
         f"--mode={'root' if _is_root() else 'unshare'}",
         "--variant=apt",
@@ -153,6 +155,18 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
         target,
         *(f"deb {address} {suite} main" for suite in what.suites),
     ]
+
+
+@functools.cache
+def _private_mounts() -> tuple[str, ...]:
+    """What to put before mmdebstrap so that its mounts end with it, however it ends.
+
+    Nothing for an ordinary user, whose mmdebstrap does so itself, and where root may not mount:
+    there, mmdebstrap does without.
+    """
+    argv = ("unshare", "--mount", "--propagation", "private")
+    may_mount = _is_root() and process.run([*argv, "true"], check=False, timeout=30).ok
+    return argv if may_mount else ()
 
 
 def _run(
@@ -268,6 +282,10 @@ def _held(directory: Path) -> Iterator[None]:
 
 
 def _remove(directory: Path) -> None:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if any(m.split()[4].startswith(f"{directory}/") for m in mounts):
+        # Not ours (see _private_mounts), and removing would go on into what is mounted.
+        return
     if any(directory.iterdir()) and not _is_root():
         # They belong to user ids of a namespace that is gone.
         argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
