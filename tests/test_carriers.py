@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator
 from smbdirect_testbed.carriers.qemu_process import Identity, end_processes, open_process
-from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm
+from smbdirect_testbed.carriers.vm import attach_vm, destroy_strays, destroy_vm
 from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.errors import CommandFailed, MachineDied, ProvisionError
@@ -49,8 +50,11 @@ class _Sleepers:
     def start(cls, *arguments: str, name: str = sys.executable) -> subprocess.Popen[bytes]:
         script = "import time; time.sleep(60)"
         argv = [name, "-S", "-c", script, *arguments]
-        cls.running.append(subprocess.Popen(argv, executable=sys.executable))
-        return cls.running[-1]
+        proc = subprocess.Popen(argv, executable=sys.executable)
+        cls.running.append(proc)
+        file = Path(f"/proc/{proc.pid}/cmdline")
+        wait_until(lambda: arguments[-1] in file.read_text(), "its arguments to show", timeout=10)
+        return proc
 
     @classmethod
     def end(cls) -> None:
@@ -100,6 +104,19 @@ def test_destroying_what_a_killed_run_had_only_begun(state: VmState) -> None:
     assert not runtime.exists()
 
 
+def test_a_machine_whose_directory_was_removed_is_found(
+    state: VmState, record: VmRecord, process_of: type[_Sleepers]
+) -> None:
+    state.make()
+    state.write_record(record)
+    ours = process_of.start(str(record.uuid))
+    assert state.directory not in destroy_strays()
+    shutil.rmtree(state.directory)
+    assert state.directory in destroy_strays()
+    assert ours.wait(timeout=10) < 0
+    assert not state.has_runtime
+
+
 def test_another_machine_is_left_alone(state: VmState, record: VmRecord) -> None:
     state.make()
     state.write_record(record)
@@ -147,7 +164,8 @@ def test_a_process_is_seen_to_end(process_of: type[_Sleepers], tmp_path: Path) -
     identity = Identity(uuid4(), tmp_path)
     assert open_process(identity) is None
     started = process_of.start(str(identity.uuid))
-    held = wait_until(lambda: open_process(identity), "its arguments to show", timeout=10)
+    held = open_process(identity)
+    assert held is not None
     assert held.pid == started.pid
     assert not held.ended()
     held.kill()

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 from smbdirect_testbed import kvm, paths, process
+from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
@@ -21,7 +22,7 @@ from smbdirect_testbed.carriers.qemu_process import (
     end_processes,
     open_process,
 )
-from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
+from smbdirect_testbed.carriers.vm_state import VmRecord, VmState, find_strays
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.errors import CommandFailed, MachineDied, ProvisionError
 from smbdirect_testbed.image import Image
@@ -185,6 +186,19 @@ def destroy_vm(name: str, directory: Path) -> None:
     state.remove()
 
 
+def destroy_strays() -> list[Path]:
+    """End this user's machines whose directories were removed while they ran.
+
+    Returns the directories.
+    """
+    strays = find_strays()
+    for state in strays:
+        if record := state.read_record():
+            end_processes(Identity(record.uuid, state.libvirt))
+        state.remove()
+    return [state.directory for state in strays]
+
+
 def _provide(
     name: str, image: Image, spec: MachineSpec, state: VmState, progress: Progress
 ) -> VmMachine:
@@ -192,7 +206,10 @@ def _provide(
     accelerator = Accelerator.KVM if verdict.works else Accelerator.TCG
     record = VmRecord(name, uuid4(), accelerator, verdict.reason, spec.ssh_port)
     how = "with KVM" if verdict.works else f"without KVM: {verdict.reason}"
-    with progress.phase("machine", f"starting machine {name} ({how})"):
+    with (
+        progress.phase("machine", f"starting machine {name} ({how})"),
+        disk_full_reported(state.directory),
+    ):
         while True:
             try:
                 return _boot(record, image, spec, state)

@@ -18,6 +18,9 @@ from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.ssh import SHARED_FILES
 from smbdirect_testbed.wait import wait_until
 
+_OWNER = "owner"
+"""In a runtime directory: the path of the directory that it belongs to."""
+
 
 @dataclass(frozen=True)
 class VmRecord:
@@ -42,7 +45,7 @@ class VmState:
 
     A Unix socket's path is at most 107 bytes long, of which libvirt takes about 50, and
     ``directory`` may be anywhere: so libvirt and ssh work in a runtime directory below ``/tmp``,
-    to which ``run`` is a link.
+    to which ``run`` is a link, for people.
 
     :param directory: of this machine alone
     """
@@ -66,8 +69,8 @@ class VmState:
 
     @property
     def runtime(self) -> Path:
-        """The runtime directory, through the link to it."""
-        return self._link.readlink()
+        """The runtime directory: always the same for a directory, so that it is found again."""
+        return _base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
 
     @property
     def libvirt(self) -> Path:
@@ -82,6 +85,11 @@ class VmState:
     @property
     def has_runtime(self) -> bool:
         """Whether a machine runs or has been left here."""
+        return self.runtime.is_dir()
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the directory is still there and leads to the runtime directory."""
         return self._link.is_symlink()
 
     def make(self) -> None:
@@ -90,12 +98,10 @@ class VmState:
         :raises ProvisionError: there is no place for sockets
         """
         self.shared.mkdir(parents=True, exist_ok=True)
-        # The same machine gets the same runtime directory, so that what a killed run left between
-        # the next two lines is found again.
-        runtime = _runtime_base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
         self._link.unlink(missing_ok=True)
-        self._link.symlink_to(runtime)
-        wait_until(lambda: _make_below_base(runtime), f"{runtime} to be made", timeout=5)
+        self._link.symlink_to(self.runtime)
+        wait_until(self._make_runtime, f"{self.runtime} to be made", timeout=5)
+        (self.runtime / _OWNER).write_bytes(os.fsencode(self.directory.resolve()))
 
     def write_record(self, record: VmRecord) -> None:
         """Keep the record, in place of any earlier one."""
@@ -120,15 +126,21 @@ class VmState:
 
     def remove(self) -> None:
         """Remove all but the console and the shared directory, which outlive the machine."""
-        if self.has_runtime:
-            runtime = self.runtime
-            shutil.rmtree(runtime, ignore_errors=True)
-            with suppress(OSError):
-                runtime.parent.rmdir()
-            self._link.unlink(missing_ok=True)
         shutil.rmtree(self.shared / SHARED_FILES, ignore_errors=True)
-        for file in (self.scratch, self._record.with_suffix(".new"), self._record):
-            file.unlink(missing_ok=True)
+        self.scratch.unlink(missing_ok=True)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        with suppress(OSError):
+            self.runtime.parent.rmdir()
+        self._link.unlink(missing_ok=True)
+
+    def _make_runtime(self) -> bool:
+        """Make the directory; false if another machine's end removed the one above it just now."""
+        _make_base()
+        try:
+            self.runtime.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            return False
+        return True
 
     @property
     def _link(self) -> Path:
@@ -136,23 +148,21 @@ class VmState:
 
     @property
     def _record(self) -> Path:
-        return self.directory / "vm.json"
+        return self.runtime / "machine.json"
 
 
-def _make_below_base(runtime: Path) -> bool:
-    """Make the directory; false if another machine's end removed the one above it just now."""
-    _runtime_base()
-    try:
-        runtime.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:
-        return False
-    return True
+def find_strays() -> list[VmState]:
+    """Machines of this user whose directories were removed while they ran."""
+    states = [
+        VmState(Path(os.fsdecode(owner.read_bytes()))) for owner in _base().glob(f"*/{_OWNER}")
+    ]
+    # A machine that is being made has its link before it has an owner.
+    return [state for state in states if not state.is_linked]
 
 
-def _runtime_base() -> Path:
+def _make_base() -> None:
     """Make a directory of this user's, in a place with a short path."""
-    uid = os.geteuid()
-    base = Path("/tmp") / f"smbdirect-testbed-{uid}"
+    base = _base()
     try:
         base.mkdir(mode=0o700, exist_ok=True)
         found = base.lstat()
@@ -161,9 +171,12 @@ def _runtime_base() -> Path:
             f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
         ) from e
     # Anyone may make things in /tmp, and keys and sockets will lie below it.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o22:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o22:
         raise ProvisionError(
             f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"
         )
     base.chmod(0o700)
-    return base
+
+
+def _base() -> Path:
+    return Path("/tmp") / f"smbdirect-testbed-{os.geteuid()}"
