@@ -1,4 +1,4 @@
-"""The wire: whole packets of every link captured for the whole run, cut into one file a scenario.
+"""The wire: all packets of every link captured for the whole run, cut into one file a scenario.
 
 tcpdump runs in the client's host, one process a link, and writes into the shared directory. A
 marker (a datagram to the discard port) goes through every link at each border between scenarios:
@@ -29,20 +29,49 @@ from smbdirect_testbed.traffic import Direction, Kind, Traffic, count, objection
 from smbdirect_testbed.wait import wait_until
 
 _MARKER = b"smbdirect-testbed marker "
-_LONGEST_MARKER_FRAME = 256
-_MARKER_TIMEOUT = 20.0
+_MARKER_WITHIN = 128
+"""Bytes of a frame among which a marker is, if it is one: all headers, and those of an error."""
+_MARKER_TIMEOUT = 90.0
+"""Seconds; after a copy of 20 MiB in an emulated machine on a busy computer it can take 20."""
 _LARGEST_SLICE = 256 << 20
 """Bytes of frames kept for one scenario's file; what comes later is counted only."""
 
-# cat takes what tcpdump wrote meanwhile in one piece: under load the shared directory sees writes
-# of up to 64 KiB instead of one a packet, and when idle every packet gets there at once. exec
-# keeps the process id, so that the signal that ends the capture reaches tcpdump.
-_TCPDUMP = 'exec tcpdump -i "$0" -U -s 0 -B 65536 --immediate-mode -Z root -w - > >(exec cat >"$1")'
+# Every packet counts, and an emulated machine is slow. So tcpdump may buffer (no -U), to write once
+# for several packets. Every RoCEv2 packet is whole (their MTU is 4096 at most, and tshark calls cut
+# ones malformed); of TCP's super-frames of 64 KiB the beginning is enough: that is less to carry,
+# and libpcap makes as many slots of its ring as the largest packet allows. Immediate mode, because
+# otherwise a packet could wait in the ring for a second. exec keeps the process id, so that the
+# signal that ends the capture reaches tcpdump.
+_TCPDUMP = """
+exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w - \\
+    > >(exec python3 -c "$2" "$1")
+"""
 
+# A write to the shared directory costs as much time as 10 KiB of it, so there are few: ten a second
+# until there is much, and as large as one message of 9p. The buffer is mapped once, because page
+# faults are slow in an emulated machine. 1031 is F_SETPIPE_SZ.
+_PUMP = """
+import fcntl, mmap, sys, time
+fcntl.fcntl(0, 1031, 1 << 20)
+buffer = memoryview(mmap.mmap(-1, 480 << 10))
+with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "wb", buffering=0) as file:
+    while size := pipe.readinto(buffer):
+        done = 0
+        while done < size:
+            done += file.write(buffer[done:size])
+        if size < len(buffer) // 2:
+            time.sleep(0.1)
+"""
+
+# The padding after a marker drives it out of tcpdump's buffer of 4 KiB. Each datagram has a socket
+# of its own, because an ICMP error in answer to one fails the next on the same socket.
 _MARK = (
     """
 label=$1 devices=$2; shift 2
-for address in "$@"; do printf %s "$label" >"/dev/udp/$address/9" || exit 1; done
+for address in "$@"; do
+    printf %s "$label" >"/dev/udp/$address/9" || exit 1
+    for padding in 1 2 3 4 5; do printf "%s %01000d" "$label" 0 >"/dev/udp/$address/9"; done
+done
 """
     + COUNTERS_SCRIPT
 )
@@ -84,8 +113,7 @@ class LinkCapture:
         seen = len(self._queue)
         self._queue += self.file.take()
         for index in range(seen, len(self._queue)):
-            frame = self._queue[index].frame
-            if len(frame) <= _LONGEST_MARKER_FRAME and marker in frame:
+            if marker in self._queue[index].frame[:_MARKER_WITHIN]:
                 before, self._queue = self._queue[:index], self._queue[index + 1 :]
                 return [r for r in before if not _is_marker(r.frame)]
         return None
@@ -97,8 +125,8 @@ class LinkCapture:
 
 
 def _is_marker(frame: bytes) -> bool:
-    # Also the ICMP error that quotes one.
-    return len(frame) <= _LONGEST_MARKER_FRAME and _MARKER in frame
+    # Also padding, and the ICMP error that quotes one.
+    return _MARKER in frame[:_MARKER_WITHIN]
 
 
 class WireCapture:
@@ -175,12 +203,12 @@ def capturing(client: Host, hosts: Mapping[str, Host], logs: Path) -> Iterator[W
     with ExitStack() as stack:
         running: list[Popen[bytes]] = []
         for end in client.ends:
+            peer = next(e for e in hosts[end.peer].ends if e.ipv4.network == end.ipv4.network)
             file = shared.here / f"capture-{end.device}.pcap"
             file.unlink(missing_ok=True)
-            log = logs / f"tcpdump-{end.device}.log"
-            command = ["bash", "-c", _TCPDUMP, end.device, str(shared.path_there(file))]
+            log = logs / f"{end.device}.log"
+            command = ["bash", "-c", _TCPDUMP, end.device, str(shared.path_there(file)), _PUMP]
             running.append(stack.enter_context(client.background(command, log)))
-            peer = next(e for e in hosts[end.peer].ends if e.ipv4.network == end.ipv4.network)
             links.append(
                 LinkCapture(
                     end.device,
@@ -203,7 +231,7 @@ def _wait_for(client: Host, link: LinkCapture, proc: Popen[bytes]) -> None:
                 f"tcpdump on {client.name}'s {link.device} ended with status {proc.returncode}",
                 detail=link.log.read_text(errors="replace")[-2000:],
             )
-        return link.file.path.exists() and link.file.path.stat().st_size > 0
+        return "listening on" in link.log.read_text(errors="replace")
 
     wait_until(begun, f"tcpdump on {client.name}'s {link.device} to begin", timeout=30)
 
