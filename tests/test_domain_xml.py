@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain
+from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, ShareMode
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -28,6 +28,7 @@ def domain() -> Domain:
         root=Path("/i/root"),
         scratch=Path("/s/scratch.img"),
         shared=Path("/s/shared & <mine>"),
+        share_mode=ShareMode.MAPPED,
         console=Path("/s/console.log"),
         ssh_port=2222,
     )

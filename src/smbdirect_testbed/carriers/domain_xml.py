@@ -26,6 +26,17 @@ class Accelerator(StrEnum):
     TCG = "qemu"
 
 
+class ShareMode(StrEnum):
+    """How owners and modes of shared files are kept; the values are libvirt's access modes.
+
+    ``SQUASH`` keeps them as they are, and ``MAPPED`` in extended attributes, which an ordinary
+    user may write too.
+    """
+
+    SQUASH = "squash"
+    MAPPED = "mapped"
+
+
 @dataclass(frozen=True)
 class Domain:
     """A virtual machine that boots a kernel directly.
@@ -49,6 +60,7 @@ class Domain:
     root: Path
     scratch: Path
     shared: Path
+    share_mode: ShareMode
     console: Path
     ssh_port: int
 
@@ -87,9 +99,7 @@ class Domain:
         _add(devices, "memballoon", model="none")
         _add_disk(devices, "vda", self.root, read_only=True)
         _add_disk(devices, "vdb", self.scratch, read_only=False)
-        # "squash" ignores that an ordinary user cannot give files away, so that one mode does
-        # for root and for users.
-        share = _add(devices, "filesystem", type="mount", accessmode="squash")
+        share = _add(devices, "filesystem", type="mount", accessmode=self.share_mode)
         _add(share, "source", dir=str(self.shared))
         _add(share, "target", dir=SHARE_TAG)
         serial = _add(devices, "serial", type="file")

@@ -14,7 +14,7 @@ from uuid import uuid4
 from smbdirect_testbed import kvm, paths, process
 from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
-from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain
+from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, ShareMode
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
 from smbdirect_testbed.carriers.qemu_process import (
     Identity,
@@ -258,6 +258,7 @@ def _start(record: VmRecord, image: Image, spec: MachineSpec, state: VmState) ->
             root=image.root,
             scratch=state.scratch,
             shared=state.shared,
+            share_mode=_share_mode(state.shared),
             console=state.console,
             ssh_port=record.ssh_port,
         )
@@ -293,6 +294,19 @@ def _claim_port(wanted: int) -> int:
             ) from e
         port: int = probe.getsockname()[1]
         return port
+
+
+def _share_mode(directory: Path) -> ShareMode:
+    """How the machine's root can be root in a directory."""
+    if os.geteuid() == 0:
+        return ShareMode.SQUASH
+    try:
+        os.setxattr(directory, "user.testbed", b"")
+        os.removexattr(directory, "user.testbed")
+    except OSError:
+        # Then all files are this user's for the machine too, and cannot be given away.
+        return ShareMode.SQUASH
+    return ShareMode.MAPPED
 
 
 def _make_scratch_disk(image: Path) -> None:
