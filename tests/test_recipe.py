@@ -21,7 +21,7 @@ package = "linux-image-amd64"
 modules = ["fs", "drivers/net/*.ko"]
 [initramfs]
 init = "guest/boot"
-modules = ["erofs"]
+modules = [["erofs"]]
 [files]
 "/usr/lib/x" = "guest/x"
 """

@@ -124,7 +124,7 @@ def _pack(recipe: Recipe, finish: Path, target: Path) -> None:
         "unpack": [f"{package} {path}" for package, path in recipe.unpack.items()],
         "users": recipe.users,
         "modules": recipe.kernel.modules,
-        "boot-modules": recipe.initramfs.modules,
+        "boot-modules": [" ".join(group) for group in recipe.initramfs.modules],
     }
     with tarfile.open(target, "w") as tar:
         for path, source in recipe.files.items():

@@ -39,11 +39,12 @@ class InitramfsRecipe:
     """What runs before the root file system is there.
 
     :param init: the program, a file beside the recipe
-    :param modules: kernel modules it loads, in this order; what they depend on is added
+    :param modules: kernel modules it loads: the first group for the root file system, the others
+        beside it; what a module depends on is added to its group, and can be in one group only
     """
 
     init: str
-    modules: tuple[ModuleName, ...]
+    modules: Annotated[tuple[tuple[ModuleName, ...], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=_STRICT)
