@@ -580,6 +580,10 @@ def test_unexpected_failures_of_smbtorture_fail(torture_run: Run) -> None:
         "passed, but knownfail.toml says" in torture_run.scenario("::append[smbdirect]")["message"]
     )
     assert torture_run.junit()["invalid[smbdirect]"].find("failure") is not None
+    directory = "scenarios/test_it.test_suite_smb2.rw"
+    assert torture_run.scenario("::invalid[smbdirect]")["directory"] == directory
+    page = (torture_run.results / "report.html").read_text()
+    assert f'href="{directory}/smb2.rw-smbdirect.subunit"' in page
 
 
 @pytest.mark.parametrize(

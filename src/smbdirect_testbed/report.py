@@ -24,7 +24,7 @@ class EvidenceFile:
     """A file that a scenario left.
 
     :param path: below the run's directory
-    :param tail: its last lines, when it is text
+    :param tail: its last lines, when they are to be shown
     """
 
     path: str
@@ -91,18 +91,17 @@ _RUN_FILES = ("junit.xml", "run.json", "kernel.log", "smbd", "ksmbd", "scenarios
 
 
 def _failure(directory: Path, result: ScenarioResult) -> Failure:
-    # A test of smbtorture leaves nothing itself; what there is belongs to its scenario.
-    return Failure(result, list(_files(directory, result.directory)))
+    # The tests of one suite share their scenario's files; once is enough to show them.
+    return Failure(result, list(_files(directory, result.directory, tails=not result.suite)))
 
 
-def _files(directory: Path, below: str) -> Iterator[EvidenceFile]:
+def _files(directory: Path, below: str, *, tails: bool) -> Iterator[EvidenceFile]:
     if not below:
         return
     for path in sorted((directory / below).rglob("*")):
         if path.is_file():
-            yield EvidenceFile(
-                path.relative_to(directory).as_posix(), path.stat().st_size, _tail(path)
-            )
+            name = path.relative_to(directory).as_posix()
+            yield EvidenceFile(name, path.stat().st_size, _tail(path) if tails else "")
 
 
 def _tail(path: Path) -> str:

@@ -43,10 +43,9 @@ class Recorder:
         self._results[report.nodeid] = now
         return now
 
-    def left(self, id: str) -> None:
-        """A scenario left something in its directory."""
-        name = f"scenarios/{self.directory(id)}"
-        self._results[id] = dataclasses.replace(self._results[id], directory=name)
+    def left(self, id: str, directory: str) -> None:
+        """A scenario left something in a directory below the run's."""
+        self._results[id] = dataclasses.replace(self._results[id], directory=directory)
 
     def directory(self, id: str) -> str:
         """The name of a scenario's directory."""

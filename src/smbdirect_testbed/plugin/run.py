@@ -317,8 +317,9 @@ class RunPlugin:
         self._running, self._touched, self._parts = item.nodeid, False, []
         self.watch.begin()
         done = yield
-        if self.scenario_directory(item.nodeid).is_dir():
-            self._recorder.left(item.nodeid)
+        if (directory := self.scenario_directory(item.nodeid)).is_dir():
+            for id in (item.nodeid, *(part.id for part in self._parts)):
+                self._recorder.left(id, f"scenarios/{directory.name}")
         for part in self._parts:
             if part.outcome is Outcome.FAILED:
                 self._progress.say(terminal.line(part))
