@@ -39,7 +39,6 @@ def smb_conf(**changes: str) -> configparser.ConfigParser:
             interfaces=[IPv4Interface("10.7.0.1/24"), IPv6Interface("fd07::1/64")],
             transports=STOCK.spelt(ALL),
             private=PurePosixPath("/run/smbd"),
-            logs=PurePosixPath("/testbed/smbd"),
             share="share",
             share_directory=PurePosixPath("/srv/share"),
             extra=changes,
@@ -87,7 +86,6 @@ def test_smbd_keeps_to_its_own_directories() -> None:
     directories = [v for k, v in conf["global"].items() if k.endswith((" dir", " directory"))]
     assert len(directories) == len(set(directories)) == 6
     assert all(d.startswith("/run/smbd/") for d in directories)
-    assert conf["global"]["log file"].startswith("/testbed/smbd/")
     assert conf["share"]["path"] == "/srv/share"
 
 

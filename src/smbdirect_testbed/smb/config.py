@@ -40,7 +40,6 @@ def smbd_config(
     interfaces: list[IPv4Interface | IPv6Interface],
     transports: str,
     private: PurePosixPath,
-    logs: PurePosixPath,
     share: str,
     share_directory: PurePosixPath,
     extra: Section | None = None,
@@ -51,7 +50,6 @@ def smbd_config(
     :param interfaces: the only addresses it listens on
     :param transports: the value of ``server smb transports``
     :param private: a directory that it has for itself, on a filesystem that can map files
-    :param logs: a directory for its logs
     :param extra: more parameters of the section global
     """
     return render(
@@ -73,9 +71,8 @@ def smbd_config(
                 "lock directory": f"{private}/lock",
                 "pid directory": f"{private}/pid",
                 "ncalrpc dir": f"{private}/ncalrpc",
-                "log file": f"{logs}/log.%m",
-                "max log size": "0",
                 "log level": "1",
+                "debug pid": "yes",
                 "load printers": "no",
                 "disable spoolss": "yes",
                 **(extra or {}),

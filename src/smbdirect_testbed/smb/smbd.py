@@ -98,7 +98,6 @@ class Smbd(SmbServer):
             interfaces=[i for e in self.host.ends for i in (e.ipv4, e.ipv6)],
             transports=self.samba.spelt(self.transports),
             private=self._private,
-            logs=there,
             share=self.share,
             share_directory=self.share_directory,
         )
@@ -107,7 +106,7 @@ class Smbd(SmbServer):
         rdma = str(PORTS[Transport.SMBDIRECT]) if Transport.SMBDIRECT in self.transports else ""
         # It leads a session already, and would fail to make one. The session is needed: at its end
         # smbd signals its whole process group.
-        smbd = ["smbd", "--foreground", "--no-process-group"]
+        smbd = ["smbd", "--foreground", "--no-process-group", "--debug-stdout"]
         smbd.append(f"--configfile={self._private}/smb.conf")
         script = [
             *("sh", "-c", _START, "start"),
