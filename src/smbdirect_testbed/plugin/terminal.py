@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +21,8 @@ _WORDS = {
     Outcome.KNOWNFAIL: "KNOWNFAIL",
     Outcome.NOT_RUN: "NOT RUN",
 }
+_NARROWEST = 100
+"""Columns of the table, also where there is no terminal, or a narrow one."""
 _LONGEST_EXPLANATION = 3000
 _MOST_EXPLANATIONS = 20
 
@@ -37,6 +41,7 @@ def line(result: ScenarioResult, parts: Sequence[ScenarioResult] = ()) -> str:
 def summary(results: RunResults, *, keep: bool, file: TextIO | None = None) -> None:
     """Print the failures explained, a table of scenarios and the verdict."""
     console = Console(file=file, highlight=False, soft_wrap=True)
+    console.width = max(console.width, _NARROWEST)
     failures = results.failures()
     for failure in failures[:_MOST_EXPLANATIONS]:
         console.print(f"\n[bold red]FAILED[/] [bold]{escape(failure.id)}[/]")
@@ -65,7 +70,8 @@ def summary(results: RunResults, *, keep: bool, file: TextIO | None = None) -> N
 
 def _table(results: RunResults) -> Table:
     shown = [o for o in Outcome if any(s.outcome is o for s in results.scenarios)]
-    table = Table("scenarios")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scenarios", no_wrap=True)
     for heading in (*shown, "seconds"):
         table.add_column(str(heading), justify="right")
     rows: dict[str, list[ScenarioResult]] = {}
@@ -78,7 +84,7 @@ def _table(results: RunResults) -> Table:
         cells = [str(counts[o] or "") for o in shown]
         if counts[Outcome.FAILED]:
             cells[shown.index(Outcome.FAILED)] = f"[red]{counts[Outcome.FAILED]}[/]"
-        table.add_row(escape(name), *cells, f"{seconds:.1f}")
+        table.add_row(escape(Path(name).name), *cells, f"{seconds:.1f}")
     return table
 
 
