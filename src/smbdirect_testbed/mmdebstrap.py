@@ -51,7 +51,13 @@ _NOT_REACHED = (
 _MISSING = re.compile(
     r"E: (?:Unable to locate package|Version '[^']*' for|Package) '?([a-z0-9][a-z0-9.+-]*)"
 )
-_EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+_EXCLUDED = (
+    "/usr/share/man/*",
+    "/usr/share/doc/*",
+    "/usr/share/locale/*",
+    "/usr/share/info/*",
+    "/etc/kernel/postinst.d/*",
+)
 
 
 class PackageMissing(ProvisionError):
@@ -129,14 +135,16 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
         'APT::Install-Recommends "false"',
         *mirror.apt_options(),
     ]
-    setup = ['mkdir -p "$1/etc/apt/preferences.d" "$1/etc/kernel/postinst.d"']
+    setup = ['cd "$1" && mkdir -p etc/apt/preferences.d etc/dpkg/dpkg.cfg.d etc/kernel/postinst.d']
     for suite in what.suites[1:]:
         pin = shlex.quote(_PINNED.format(suite=suite))
-        setup.append(f'printf %s {pin} > "$1/etc/apt/preferences.d/{suite}"')
+        setup.append(f"printf %s {pin} > etc/apt/preferences.d/{suite}")
     # An initrd is made in half a minute, and not used.
     for generator in ("dracut", "initramfs-tools"):
-        setup.append(f'ln -s /bin/true "$1/etc/kernel/postinst.d/{generator}"')
-    excluded = [*_EXCLUDED, "/etc/kernel/postinst.d/*"]
+        setup.append(f"ln -s /bin/true etc/kernel/postinst.d/{generator}")
+    # As options to mmdebstrap, they would send every package of the base system through a filter.
+    excluded = shlex.join(f"path-exclude={path}" for path in _EXCLUDED)
+    setup.append(f"printf '%s\\n' {excluded} > etc/dpkg/dpkg.cfg.d/excluded")
     return [
         *_private_mounts(),
         "mmdebstrap",
@@ -147,7 +155,6 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
         f"--keyring={mirror.keyring()}",
         *(f"--aptopt={option}" for option in options),
         "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude={path}" for path in excluded),
         f"--setup-hook={' && '.join(setup)}",
         *(f"--customize-hook={hook}" for hook in what.hooks),
         f"--include={','.join(what.packages)}",
@@ -159,14 +166,15 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
 
 @functools.cache
 def _private_mounts() -> tuple[str, ...]:
-    """What to put before mmdebstrap so that its mounts end with it, however it ends.
+    """What to put before mmdebstrap so that it and its mounts end with us, however we end.
 
-    Nothing for an ordinary user, whose mmdebstrap does so itself, and where root may not mount:
-    there, mmdebstrap does without.
+    Nothing for an ordinary user, whose mmdebstrap mounts in a namespace anyway, and where root may
+    not mount: there, mmdebstrap does without.
     """
-    argv = ("unshare", "--mount", "--propagation", "private")
+    argv = ["setpriv", "--pdeathsig", "KILL"]
+    argv += ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
     may_mount = _is_root() and process.run([*argv, "true"], check=False, timeout=30).ok
-    return argv if may_mount else ()
+    return tuple(argv) if may_mount else ()
 
 
 def _run(
