@@ -31,6 +31,12 @@
 #ifndef IPPROTO_SMBDIRECT
 #define IPPROTO_SMBDIRECT 257
 #endif
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
+/* the kernel's SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK */
+#define SNDBUF_CHOSEN 1
+#define RCVBUF_CHOSEN 2
 #define DEFAULT_PORTS "5445"
 #define DEFAULT_CONNECT_WAIT 4000
 
@@ -116,6 +122,13 @@ static void copy_option(int from, int to, int level, int option)
 		real_setsockopt(to, level, option, value, length);
 }
 
+static void copy_buffer_size(int from, int to, int option)
+{
+	int half = number(from, option) / 2; /* the kernel doubles it */
+
+	real_setsockopt(to, SOL_SOCKET, option, &half, sizeof(half));
+}
+
 /* Take over what the program has set on the TCP socket so far. */
 static void copy_settings(int from, int to, int family)
 {
@@ -123,18 +136,17 @@ static void copy_settings(int from, int to, int family)
 		SO_REUSEADDR, SO_REUSEPORT, SO_KEEPALIVE, SO_LINGER, SO_RCVTIMEO,
 		SO_SNDTIMEO, SO_RCVLOWAT, SO_PRIORITY, SO_BINDTODEVICE,
 	};
-	static const int sizes[] = { SO_SNDBUF, SO_RCVBUF };
+	int chosen = number(from, SO_BUF_LOCK); /* -1, all bits, if the kernel is too old */
 	struct sockaddr_storage name;
 	socklen_t length = sizeof(name);
 
 	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
 		copy_option(from, to, SOL_SOCKET, options[i]);
-	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-		int half = number(from, sizes[i]) / 2; /* the kernel doubles it */
-
-		if (number(from, sizes[i]) != number(to, sizes[i]))
-			real_setsockopt(to, SOL_SOCKET, sizes[i], &half, sizeof(half));
-	}
+	/* TCP's own sizes adapt themselves and say nothing: only what was chosen */
+	if (chosen & SNDBUF_CHOSEN)
+		copy_buffer_size(from, to, SO_SNDBUF);
+	if (chosen & RCVBUF_CHOSEN)
+		copy_buffer_size(from, to, SO_RCVBUF);
 	if (family == AF_INET6)
 		copy_option(from, to, IPPROTO_IPV6, IPV6_V6ONLY);
 	fcntl(to, F_SETFL, fcntl(from, F_GETFL));

@@ -73,7 +73,7 @@ int sdsock_shutdown(struct socket *sock, int how)
 	case TCP_CLOSE_WAIT:
 		smp_store_release(&sk->sk_shutdown, sk->sk_shutdown | how);
 		if (sk->sk_shutdown == SHUTDOWN_MASK && ss->sc)
-			queue_work(sdsock_wq, &ss->shutdown_work);
+			queue_work(sdsock_end_wq, &ss->shutdown_work);
 		break;
 	case TCP_LISTEN:
 		if (how & RCV_SHUTDOWN) {
@@ -120,9 +120,10 @@ void sdsock_close_work(struct work_struct *work)
 {
 	struct sdsock *ss = container_of(work, struct sdsock, close_work);
 	struct sock *sk = sdsock_sk(ss);
-
 	/* SO_LINGER with a time of 0 asks to throw away what is not yet sent */
-	if (!sock_flag(sk, SOCK_LINGER) || sk->sk_lingertime)
+	bool discard = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
+
+	if (!discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
 		sdsock_flush(ss);
 	sdsock_finish(ss);
 }
@@ -152,8 +153,8 @@ int sdsock_release(struct socket *sock)
 
 	if (connected) {
 		/* event_work discards what has arrived unread */
-		queue_work(sdsock_wq, &ss->event_work);
-		queue_work(sdsock_wq, &ss->close_work);
+		queue_work(sdsock_event_wq, &ss->event_work);
+		queue_work(sdsock_end_wq, &ss->close_work);
 	} else {
 		sdsock_finish(ss);	/* the port is free when close() returns */
 	}

@@ -7,12 +7,17 @@
 
 #include "../common/smb2status.h"
 
+u32 sdsock_max_frame(const struct smbdirect_socket *sc)
+{
+	return min(sc->parameters.max_fragmented_send_size, SDSOCK_MAX_FRAME);
+}
+
 /* The transport is negotiated; lock_sock() is held. */
 void sdsock_connected(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
-	ss->max_frame = sc->parameters.max_fragmented_send_size;
+	ss->max_frame = sdsock_max_frame(sc);
 	sdsock_note_addresses(ss);
 	sdsock_set_state(sdsock_sk(ss), TCP_ESTABLISHED);
 	/*
@@ -61,6 +66,7 @@ static int sdsock_start_connect(struct sdsock *ss, struct sockaddr_storage *peer
 
 	WRITE_ONCE(sk->sk_shutdown, 0);
 	ss->connect_done = false;
+	ss->dead_listener = false;
 	ss->sc->rdma.cm_id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
 	/* before any event can ask for it */
 	sdsock_set_state(sk, TCP_SYN_SENT);

@@ -100,9 +100,9 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	if (!sc)
 		return arg->err == -EAGAIN ? -EAGAIN : sdsock_errno(arg->err);
 
-	lock_sock(nsk);
+	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
-	child->max_frame = sc->parameters.max_fragmented_send_size;
+	child->max_frame = sdsock_max_frame(sc);
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_attach(child, sc);
 	sdsock_note_addresses(child);

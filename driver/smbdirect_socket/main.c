@@ -46,7 +46,9 @@ module_param(log_level, uint, 0644);
 MODULE_PARM_DESC(log_level,
 		 "what smbdirect says about our sockets: 0 nothing (default), 1 errors, 2 everything");
 
-struct workqueue_struct *sdsock_wq;
+struct workqueue_struct *sdsock_event_wq;	/* work that only waits for locks */
+struct workqueue_struct *sdsock_tx_wq;		/* sending: waits for the peer's credits */
+struct workqueue_struct *sdsock_end_wq;		/* closing: waits until all is sent */
 
 /* Resolving an address or a route is one round trip to a neighbour. */
 #define SDSOCK_RESOLVE_TIMEOUT_MS 5000
@@ -227,6 +229,34 @@ static int __init sdsock_check_parameters(void)
 				  recv_credits * segment_size / 2, SZ_128K, UINT_MAX);
 }
 
+static void sdsock_free_queues(void)
+{
+	/* this order: the end of a socket waits for its sending and its events */
+	if (sdsock_end_wq)
+		destroy_workqueue(sdsock_end_wq);
+	if (sdsock_tx_wq)
+		destroy_workqueue(sdsock_tx_wq);
+	if (sdsock_event_wq)
+		destroy_workqueue(sdsock_event_wq);
+}
+
+/*
+ * No WQ_MEM_RECLAIM: smbdirect's workqueues, which we flush, have none. A
+ * sender without credits and a closed socket that still sends each keep a
+ * worker, hence the highest limit for these.
+ */
+static int __init sdsock_alloc_queues(void)
+{
+	sdsock_event_wq = alloc_workqueue("smbdirect-socket-event", WQ_UNBOUND, 0);
+	sdsock_tx_wq = alloc_workqueue("smbdirect-socket-tx", WQ_UNBOUND, WQ_UNBOUND_MAX_ACTIVE);
+	sdsock_end_wq = alloc_workqueue("smbdirect-socket-end", WQ_UNBOUND,
+					WQ_UNBOUND_MAX_ACTIVE);
+	if (sdsock_event_wq && sdsock_tx_wq && sdsock_end_wq)
+		return 0;
+	sdsock_free_queues();
+	return -ENOMEM;
+}
+
 static int __init sdsock_module_init(void)
 {
 	int ret;
@@ -234,15 +264,9 @@ static int __init sdsock_module_init(void)
 	ret = sdsock_check_parameters();
 	if (ret)
 		return ret;
-
-	/*
-	 * No WQ_MEM_RECLAIM: smbdirect's workqueues, which we flush, have none.
-	 * A sender without credits and a closed socket that still sends each
-	 * keep a worker, hence the highest limit.
-	 */
-	sdsock_wq = alloc_workqueue("smbdirect-socket", WQ_UNBOUND, WQ_UNBOUND_MAX_ACTIVE);
-	if (!sdsock_wq)
-		return -ENOMEM;
+	ret = sdsock_alloc_queues();
+	if (ret)
+		return ret;
 
 	ret = proto_register(&sdsock_prot, 1);
 	if (ret)
@@ -261,7 +285,7 @@ err_prot6:
 err_prot:
 	proto_unregister(&sdsock_prot);
 err_wq:
-	destroy_workqueue(sdsock_wq);
+	sdsock_free_queues();
 	return ret;
 }
 
@@ -273,7 +297,7 @@ static void __exit sdsock_module_exit(void)
 	 * Each socket holds a reference to the module until it is freed, so none
 	 * is left. This waits for the work that freed the last one to return.
 	 */
-	destroy_workqueue(sdsock_wq);
+	sdsock_free_queues();
 	proto_unregister(&sdsock6_prot);
 	proto_unregister(&sdsock_prot);
 }

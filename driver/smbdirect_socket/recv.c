@@ -234,13 +234,12 @@ int sdsock_inq(struct sdsock *ss)
 	return min_t(size_t, bytes, INT_MAX);
 }
 
-/* -EAGAIN: nothing now; 0: nothing any more */
+/* -EAGAIN: nothing now; 0 or another error: nothing any more */
 static int sdsock_why_empty(struct sock *sk, u8 shutdown)
 {
-	if (READ_ONCE(sk->sk_err))
-		return sock_error(sk);
+	/* no look at sk_err before: it must not overtake data */
 	if (shutdown & RCV_SHUTDOWN)
-		return 0;
+		return sock_error(sk);
 	switch (READ_ONCE(sk->sk_state)) {
 	case TCP_CLOSE:
 	case TCP_LISTEN:

@@ -38,6 +38,8 @@
 
 /* The length that precedes each frame in the byte stream, as in [MS-SMB2] 2.1 */
 #define SDSOCK_PREFIX_LEN sizeof(__be32)
+/* 24 bits of it are a length; a peer may claim to take more */
+#define SDSOCK_MAX_FRAME 0xffffffU
 
 /* A piece of the incoming byte stream, prefix included where a frame starts */
 struct sdsock_chunk {
@@ -121,7 +123,9 @@ static inline void sdsock_set_state(struct sock *sk, int state)
 }
 
 /* main.c */
-extern struct workqueue_struct *sdsock_wq;
+extern struct workqueue_struct *sdsock_event_wq;
+extern struct workqueue_struct *sdsock_tx_wq;
+extern struct workqueue_struct *sdsock_end_wq;
 extern unsigned int sdsock_linger_ms;
 void sdsock_fill_parameters(struct smbdirect_socket_parameters *sp);
 void sdsock_set_logging(struct smbdirect_socket *sc);
@@ -148,6 +152,7 @@ int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
 int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
 void sdsock_connected(struct sdsock *ss);
 bool sdsock_negotiated(struct smbdirect_socket *sc);
+u32 sdsock_max_frame(const struct smbdirect_socket *sc);
 
 /* listen.c */
 int sdsock_listen(struct socket *sock, int backlog);

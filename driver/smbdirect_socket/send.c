@@ -79,7 +79,7 @@ static bool sdsock_queue_frame(struct sdsock *ss, struct sdsock_frame *frame)
 		list_add_tail(&frame->list, &ss->tx.queue);
 		ss->tx.bytes += frame->size;
 		ss->tx.frames++;
-		queue_work(sdsock_wq, &ss->tx.work);
+		queue_work(sdsock_tx_wq, &ss->tx.work);
 	}
 	spin_unlock(&ss->lock);
 	return !closed;

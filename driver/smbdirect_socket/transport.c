@@ -27,7 +27,7 @@ static int sdsock_status_changed(wait_queue_entry_t *watch, unsigned int mode, i
 {
 	struct sdsock *ss = container_of(watch, struct sdsock, status_watch);
 
-	queue_work(sdsock_wq, &ss->event_work);
+	queue_work(sdsock_event_wq, &ss->event_work);
 	return 0;
 }
 
@@ -38,7 +38,7 @@ static int sdsock_data_arrived(wait_queue_entry_t *watch, unsigned int mode, int
 	struct sock *sk = sdsock_sk(ss);
 
 	if (sock_flag(sk, SOCK_DEAD))
-		queue_work(sdsock_wq, &ss->event_work);
+		queue_work(sdsock_event_wq, &ss->event_work);
 	else
 		sk->sk_data_ready(sk);
 	return 0;
@@ -69,7 +69,7 @@ void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 
 	/* an accepted transport may have failed before we watched it */
 	if (READ_ONCE(sc->first_error))
-		queue_work(sdsock_wq, &ss->event_work);
+		queue_work(sdsock_event_wq, &ss->event_work);
 }
 
 /* Make sure that there is a transport, bound as the socket is. */
