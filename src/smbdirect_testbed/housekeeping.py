@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from smbdirect_testbed import paths
+from smbdirect_testbed.carriers.vm import destroy_strays
 from smbdirect_testbed.instance import orphans
 from smbdirect_testbed.progress import Progress
 
@@ -33,6 +34,8 @@ def remove_orphans(progress: Progress) -> None:
     for orphan in orphans():
         progress.say(f"removing {orphan.name}, left by a run that was killed")
         orphan.remove()
+    for directory in destroy_strays():
+        progress.say(f"ended a machine whose directory {directory} was removed while it ran")
 
 
 def find_waste(*, cache: bool) -> list[Waste]:
