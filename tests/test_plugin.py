@@ -569,6 +569,21 @@ def test_each_test_of_smbtorture_is_a_result(
     assert "note: smb2.rw: no test is named gone" in out
 
 
+def test_some_tests_of_a_suite(torture_run: Run) -> None:
+    torture_run.write(
+        TORTURE.replace("SMBDIRECT)", "TCP, tests=['rw1', 'rw2', 'append', 'invalid'])")
+    )
+    assert torture_run.main() is ExitStatus.PASSED
+    assert torture_run.commands[0][-5:-2] == ["--format=subunit", "smb2.rw.rw1", "smb2.rw.rw2"]
+    assert torture_run.json()["notes"] == []
+
+
+def test_fewer_tests_of_a_suite_than_asked_for(torture_run: Run) -> None:
+    torture_run.write(TORTURE.replace("SMBDIRECT)", "TCP, tests=list('abcde'))"))
+    assert torture_run.main() is ExitStatus.FAILED
+    assert "truncated: 4 of 5" in torture_run.scenario("test_suite[smb2.rw]")["message"]
+
+
 def test_unexpected_failures_of_smbtorture_fail(torture_run: Run) -> None:
     (torture_run.scenarios / "smbtorture" / "knownfail.toml").write_text(
         KNOWNFAIL.replace("invalid", "append")
