@@ -87,27 +87,24 @@ def test_echo(echo: EchoServers, wire: Wire, style: str, *, ipv6: bool) -> None:
     wire.expect(Transport.SMBDIRECT)
 
 
-@pytest.mark.parametrize("style", _STYLES)
-def test_refused_port(echo: EchoServers, style: str) -> None:
-    result = echo.do("connect", _NOBODYS_PORT, "--style", style)
-    assert result["result"] == "ECONNREFUSED"
-    assert result["seconds"] < _ADDRESS_TIMEOUT
+def test_refused_port(echo: EchoServers) -> None:
+    for end in echo.do("connect", _NOBODYS_PORT).values():
+        assert end["result"] == "ECONNREFUSED"
+        assert end["seconds"] < _ADDRESS_TIMEOUT
 
 
-@pytest.mark.parametrize("style", _STYLES)
-def test_peer_that_does_not_exist(echo: EchoServers, style: str) -> None:
+def test_peer_that_does_not_exist(echo: EchoServers) -> None:
     """An address of the link's network that nobody has."""
-    network = echo.end.ipv4.network
-    nobody = str(network[-2])
-    result = echo.do("connect", _PORTS["blocking"], "--style", style, address=nobody)
-    assert result["result"] in ("EHOSTUNREACH", "ETIMEDOUT")
-    assert result["seconds"] < 2 * _ADDRESS_TIMEOUT + 2
+    nobody = str(echo.end.ipv4.network[-2])
+    for end in echo.do("connect", _PORTS["blocking"], address=nobody).values():
+        assert end["result"] in ("EHOSTUNREACH", "ETIMEDOUT")
+        assert end["seconds"] < 2 * _ADDRESS_TIMEOUT + 2
 
 
 def test_network_that_cannot_be_reached(echo: EchoServers) -> None:
     """An address to which the client has no route."""
-    result = echo.do("connect", _PORTS["blocking"], address="192.0.2.1")
-    assert result["result"] == "ENETUNREACH"
+    for end in echo.do("connect", _PORTS["blocking"], address="192.0.2.1").values():
+        assert end["result"] == "ENETUNREACH"
 
 
 def test_server_closes_in_mid_stream(echo: EchoServers) -> None:
@@ -119,9 +116,10 @@ def test_server_closes_in_mid_stream(echo: EchoServers) -> None:
     assert result["seconds"] < 20
 
 
-def test_client_closes_in_mid_frame(echo: EchoServers) -> None:
+@pytest.mark.parametrize("style", _STYLES)
+def test_client_closes_in_mid_frame(echo: EchoServers, style: str) -> None:
     """The server drops the unfinished frame, and serves the next client."""
-    for style in _STYLES:
-        assert echo.do("leave", _PORTS[style])["echoed"] == 4 + 65536
-        answer = echo.do("call", _PORTS[style], "--style", style)["sizes"]["65536"]
-        assert answer["received"] == answer["sent"]
+    result = echo.do("leave", _PORTS[style])
+    assert result["echoed"] == 4 + 65536
+    answer = result["next"]["sizes"]["65536"]
+    assert answer["received"] == answer["sent"]

@@ -149,14 +149,24 @@ def call(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def connect(options: argparse.Namespace) -> dict[str, Any]:
-    """Only connect; say how that ended and how long it took."""
-    begun = time.monotonic()
-    result = "connected"
-    try:
-        _STYLES[options.style][0](options.address, options.port).close()
-    except OSError as e:
-        result = errno.errorcode.get(e.errno or 0, str(e))
-    return {"result": result, "seconds": time.monotonic() - begun}
+    """Only connect, in every style at once; say how that ended and how long it took."""
+    results: dict[str, Any] = {}
+
+    def attempt(style: str) -> None:
+        begun = time.monotonic()
+        result = "connected"
+        try:
+            _STYLES[style][0](options.address, options.port).close()
+        except OSError as e:
+            result = errno.errorcode.get(e.errno or 0, str(e))
+        results[style] = {"result": result, "seconds": time.monotonic() - begun}
+
+    threads = [threading.Thread(target=attempt, args=(style,)) for style in _STYLES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 def stream(options: argparse.Namespace) -> dict[str, Any]:
@@ -189,13 +199,13 @@ def stream(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def leave(options: argparse.Namespace) -> dict[str, Any]:
-    """Send the beginning of a frame, and close."""
+    """Close in the middle of a frame; then send a frame as the next client."""
     connection = connect_blocking(options.address, options.port)
     payload = frame(os.urandom(options.sizes[0]))
     connection.sendall(payload + payload[: len(payload) // 2])
     echoed = len(receive(connection, len(payload)))
     connection.close()
-    return {"echoed": echoed}
+    return {"echoed": echoed, "next": call(options)}
 
 
 # Server.

@@ -37,26 +37,30 @@ cat >"$private/smb.conf"
 grep -qw "$(uname -n)" /etc/hosts || echo "127.0.0.1 $(uname -n)" >>/etc/hosts
 
 missing() {
-    ss -Hltn >"$private/listening"
+    listening=$(ss -Hltn)
     for a in $addresses; do
         for p in $tcp_ports; do
-            grep -qF " $a:$p " "$private/listening" || { echo "$a, TCP port $p"; return; }
+            case $listening in *" $a:$p "*) ;; *) m="$a, TCP port $p"; return ;; esac
         done
     done
+    m=
     [ "$rdma_port" ] || return
-    rdma resource show cm_id | grep -F "state LISTEN" >"$private/listening"
+    listening=$(rdma resource show cm_id | grep -F "state LISTEN")
     for a in $addresses; do
-        grep -qF -e "src-addr $a:$rdma_port " -e "src-addr $(echo "$a" | tr -d '[]'):$rdma_port " \
-            "$private/listening" || { echo "$a, RDMA port $rdma_port"; return; }
+        b=${a#[}
+        case $listening in
+        *" src-addr $a:$rdma_port "* | *" src-addr ${b%]}:$rdma_port "*) ;;
+        *) m="$a, RDMA port $rdma_port"; return ;;
+        esac
     done
 }
 setsid sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" "$@" \
     </dev/null >>"$logs/smbd.out" 2>&1 &
 echo $! >"$private/main"
-while m=$(missing); [ "$m" ]; do
+while missing; [ "$m" ]; do
     kill -0 $! 2>/dev/null || { echo "ended"; exit 1; }
     [ "$(date +%s)" -lt "$deadline" ] || { echo "does not listen on $m"; exit 1; }
-    sleep 0.1
+    sleep 0.3
 done
 """
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.spec import Transport
-
-if TYPE_CHECKING:
-    from smbdirect_testbed.smb.server import SmbServer
 
 PORTS = {Transport.TCP: 445, Transport.NBT: 139, Transport.SMBDIRECT: 5445}
 """Where a server listens; 5445 is SMB-Direct's own port (MS-SMBD 2.1)."""
@@ -56,30 +52,3 @@ def samba_transports(host: Host, launcher: PurePosixPath) -> SambaTransports:
         check=False,
     )
     return SambaTransports(None if asked.ok else launcher)
-
-
-def smbtorture_command(
-    server: SmbServer,
-    transport: Transport,
-    arguments: Sequence[str],
-    *,
-    client: Host | None = None,
-    ipv6: bool = False,
-) -> list[str]:
-    """The command that runs smbtorture against a server's share over one transport.
-
-    :param arguments: further options, and suites
-    :param client: where it will run; matters when the server has several links
-    """
-    account = server.account
-    return server.samba.command(
-        [
-            "smbtorture",
-            "--configfile=/dev/null",
-            "--target=samba3",
-            f"--option=client smb transports={server.samba.spelt([transport])}",
-            f"--user={account.user}%{account.password}",
-            server.unc(client, ipv6=ipv6),
-            *arguments,
-        ]
-    )
