@@ -174,15 +174,29 @@ static void sdsock_fail(struct sock *sk, int error, int state)
 	sdsock_set_state(sk, state);
 }
 
+/* Is this how a transport ends whose peer, or whose owner, just closed it? */
+static bool sdsock_orderly(struct smbdirect_socket *sc, int error)
+{
+	/* smbdirect's words for the disconnect of the peer, and for our own */
+	if (error == -ECONNRESET || error == -ESHUTDOWN)
+		return true;
+	/* iWARP flushes the receives first: an error, unless a send failed as well */
+	return error == -ECONNABORTED && sc->ib.dev &&
+	       rdma_protocol_iwarp(sc->ib.dev, sc->rdma.cm_id->port_num) &&
+	       !atomic_read(&sc->send_io.pending.count);
+}
+
 /* The transport of a connection, or of an attempt at one, has failed. */
 static void sdsock_connection_over(struct sdsock *ss)
 {
 	struct sock *sk = sdsock_sk(ss);
 	struct smbdirect_socket *sc = ss->sc;
 	int error = READ_ONCE(sc->first_error);
+	bool orderly;
 
 	sdsock_settle(sc);
 	flush_work(&ss->tx.work);
+	orderly = sdsock_orderly(sc, error);
 	if (ss->tx.unsure && atomic_read(&sc->send_io.pending.count))
 		ss->tx.lost = true;
 	if (sk->sk_state == TCP_SYN_SENT) {
@@ -195,8 +209,7 @@ static void sdsock_connection_over(struct sdsock *ss)
 		sdsock_connected(ss);
 	}
 	sdsock_detach(ss);
-	/* -ECONNRESET is smbdirect's word for a disconnect, -ESHUTDOWN for our own */
-	if (error == -ECONNRESET || error == -ESHUTDOWN)
+	if (orderly)
 		error = ss->rx.frame_left || ss->tx.lost ? -ECONNRESET : 0;
 	sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE_WAIT);
 }
