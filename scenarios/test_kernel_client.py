@@ -16,7 +16,7 @@ from smbdirect_testbed.spec import ServerKind, Transport
 
 pytestmark = pytest.mark.needs(ServerKind.KSMBD)
 
-_MEBIBYTES = 16
+_MEBIBYTES = 4
 
 
 @pytest.fixture(scope="module")
