@@ -87,10 +87,13 @@ class Domain:
         return ET.tostring(domain, encoding="unicode")
 
     def _add_cpu(self, domain: ET.Element) -> None:
-        if self.accelerator is Accelerator.KVM:
-            _add(domain, "cpu", mode="host-passthrough")
+        kvm = self.accelerator is Accelerator.KVM
+        cpu = _add(domain, "cpu", mode="host-passthrough" if kvm else "maximum")
+        # On more than one socket Linux trusts no time stamp counter, and asks a timer device that
+        # takes an emulator's global lock for every look at the clock.
+        _add(cpu, "topology", sockets="1", cores=str(self.cpus), threads="1")
+        if kvm:
             return
-        cpu = _add(domain, "cpu", mode="maximum")
         # Five levels of page tables make every emulated TLB miss dearer.
         _add(cpu, "feature", policy="disable", name="la57")
 
