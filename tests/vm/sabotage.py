@@ -15,6 +15,7 @@ from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.runner import run_scenarios
 from smbdirect_testbed.spec import ServerKind
+from smbdirect_testbed.wait import wait_until
 
 
 def _kill_smbd(environment: Environment) -> None:
@@ -42,12 +43,19 @@ def tcp_on_5445(environment: Environment) -> None:
     launcher = environment.driver.launcher
     stand_in = '#!/bin/sh\n[ "$1" = -- ] && shift\nexec "$@"\n'
     environment.machine.run(["sh", "-c", 'cat >"$0"', str(launcher)], input=stand_in)
-    server.run(["setsid", "--fork", *command])
+    # smbd ends when its standard input is a pipe that closes.
+    script = 'setsid --fork "$@" </dev/null >/dev/null 2>&1'
+    server.run(["sh", "-c", script, "sh", *command])
+    wait_until(
+        lambda: ":5445 " in server.run(["ss", "-Hltn"]).stdout or None, "TCP on 5445", timeout=30
+    )
 
 
 def panic(environment: Environment) -> None:
     """The kernel panics under the first scenario."""
-    environment.machine.run(["sh", "-c", "sleep 3 && echo c >/proc/sysrq-trigger &"])
+    environment.machine.run(
+        ["sh", "-c", "(sleep 3; echo c >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &"]
+    )
 
 
 SABOTAGE: dict[str, Callable[[Environment], None]] = {

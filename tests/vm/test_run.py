@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from tests.vm.conftest import Outcome, Sabotaged, Testbed
 
+from smbdirect_testbed.driver.sources import resolve
+from smbdirect_testbed.image import provide_image
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.spec import DriverSpec
+
 pytestmark = pytest.mark.vm
 
 
@@ -44,7 +49,9 @@ def test_record_is_complete(whole_run: Outcome) -> None:
 def test_every_smbtorture_test_is_a_case_of_its_own(whole_run: Outcome) -> None:
     for transport in ("tcp", "smbdirect"):
         for suite in ("connect", "read", "rw", "lock", "create", "credits"):
-            mine = [c for c in whole_run.cases() if f"smb2.{suite}[{transport}]" in c]
+            mine = [
+                c for c in whole_run.cases() if f"smb2.{suite}::" in c and f"[{transport}]" in c
+            ]
             assert mine, f"no case of smb2.{suite} over {transport}"
 
 
@@ -93,10 +100,23 @@ def test_a_panic_is_told_as_such_and_the_results_are_complete(sabotaged: Sabotag
     assert "sysrq triggered crash" in (outcome.results / "report.html").read_text()
 
 
-def test_a_source_that_does_not_compile_shows_the_compilers_errors(
-    testbed: Testbed, tmp_path: Path
-) -> None:
+def test_a_users_tree_is_built_and_its_errors_are_shown(testbed: Testbed, tmp_path: Path) -> None:
     tree = tmp_path / "linux"
-    (tree / "fs/smb/smbdirect").mkdir(parents=True)
-    outcome = testbed.run("run", "rxe", "--driver", str(tree))
-    assert outcome.status in (2, 3)
+    progress = Progress(quiet=True)
+    resolve(DriverSpec(), provide_image("trixie", progress), progress).write(tree)
+    source = tree / "fs/smb/smbdirect/socket.c"
+    good = source.read_text()
+
+    source.write_text(good + "\nint broken(void)\n{\n\treturn undeclared;\n}\n")
+    broken = testbed.run("run", "rxe", "--driver", str(tree), "-k", "loaded_from_our_build")
+    assert broken.status == 3
+    line = len(good.splitlines()) + 4
+    assert f"fs/smb/smbdirect/socket.c:{line}" in broken.output
+    assert "undeclared" in broken.output
+    assert len(broken.output.splitlines()) < 60
+
+    source.write_text(good + "\n/* edited */\n")
+    mended = testbed.run("run", "rxe", "--driver", str(tree), "-k", "loaded_from_our_build")
+    assert mended.status == 0
+    assert str(tree) in str(mended.record)
+    assert sorted(p.name for p in (tree / "fs/smb/smbdirect").glob("*.o")) == []

@@ -61,6 +61,7 @@ class VmMachine(Machine):
     def __init__(self, state: VmState, record: VmRecord, qemu: QemuProcess | None) -> None:
         super().__init__(record.name, SharedDirectory(state.shared, _SHARED_THERE), state.console)
         self.record = record
+        self.accelerator = record.accelerator.value
         self.channel = SshChannel(state.ssh)
         self._qemu = qemu
         self._qemu_logs = state.libvirt / "log" / "qemu"
