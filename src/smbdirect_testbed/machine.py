@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from smbdirect_testbed import process
-from smbdirect_testbed.errors import CommandFailed, MachineDied
+from smbdirect_testbed.errors import MachineDied
 from smbdirect_testbed.process import CommandResult
 
 
@@ -52,6 +51,7 @@ class Machine(ABC):
     def death(self) -> str | None:
         """Why the machine no longer runs (the panic's line, if any); None while it does."""
 
+    @abstractmethod
     def run(
         self,
         command: Sequence[str],
@@ -62,19 +62,10 @@ class Machine(ABC):
     ) -> CommandResult:
         """Run a command in the machine to its end.
 
-        :param timeout: seconds until it is given up
+        :param timeout: seconds until it is given up, and ended in the machine
         :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
-        :raises MachineDied: the machine stopped running
+        :raises MachineDied: the machine stopped running; noticed at once, not at the deadline
         """
-        try:
-            result = process.run(self.argv(command), input=input, timeout=timeout, check=False)
-        except CommandFailed:
-            self.raise_if_dead()
-            raise
-        if not result.ok:
-            self.raise_if_dead()
-        result = CommandResult(tuple(command), result.status, result.stdout, result.stderr)
-        return result.check() if check else result
 
     def raise_if_dead(self) -> None:
         """Raise :class:`MachineDied` with the reason, if the machine no longer runs."""
