@@ -75,6 +75,7 @@ class Environment:
             "environment": self.spec.name,
             "carrier": self.spec.carrier.value,
             "accelerator": self.machine.accelerator,
+            **self.machine.provenance,
             "kernel": self.image.kernel_release,
             "kernel_options": " ".join(self.spec.machine.kernel_options),
             "image": self.image.name,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from smbdirect_testbed.errors import MachineDied
 from smbdirect_testbed.process import CommandResult
@@ -34,6 +35,8 @@ class Machine(ABC):
 
     accelerator = "unknown"
     """What runs its instructions: kvm, tcg."""
+    provenance: Mapping[str, str] = MappingProxyType({})
+    """What carries it, and how its start went, for the results: names and values."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name

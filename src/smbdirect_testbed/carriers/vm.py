@@ -62,6 +62,12 @@ class VmMachine(Machine):
         super().__init__(record.name, SharedDirectory(state.shared, _SHARED_THERE), state.console)
         self.record = record
         self.accelerator = record.accelerator.value
+        self.provenance = {
+            "accelerator_reason": record.accelerator_reason,
+            "qemu": record.qemu,
+            "libvirt": record.libvirt,
+            "failed_boots": "; ".join(record.boot_failures),
+        }
         self.channel = SshChannel(state.ssh)
         self._qemu = qemu
         self._qemu_logs = state.libvirt / "log" / "qemu"
