@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from smbdirect_testbed import paths
+from smbdirect_testbed import cache as cache_entries
+from smbdirect_testbed import mmdebstrap, paths
 from smbdirect_testbed.carriers.vm import destroy_strays
 from smbdirect_testbed.instance import orphans
 from smbdirect_testbed.progress import Progress
@@ -31,6 +31,8 @@ class Waste:
 
 def remove_orphans(progress: Progress) -> None:
     """Remove what runs that were killed left behind, and say so."""
+    cache_entries.remove_leftovers()
+    mmdebstrap.remove_leftovers()
     for orphan in orphans():
         progress.say(f"removing {orphan.name}, left by a run that was killed")
         orphan.remove()
@@ -46,7 +48,7 @@ def find_waste(*, cache: bool) -> list[Waste]:
     ]
     if cache and paths.cache().exists():
         waste += [
-            Waste("cache", p, _size(p), partial(_remove, p))
+            Waste("cache", p, _size(p), partial(cache_entries.remove, p))
             for p in sorted(paths.cache().iterdir())
         ]
     return waste
@@ -55,10 +57,3 @@ def find_waste(*, cache: bool) -> list[Waste]:
 def _size(path: Path) -> int:
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return sum(f.lstat().st_blocks * 512 for f in files)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
