@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from subprocess import Popen
@@ -162,7 +163,7 @@ class WireCapture:
         counters = Counters.parse(self._client.run(script).stdout)
         for link in self.links:
             records = wait_until(
-                lambda link=link: _found(link.up_to(marker)),  # type: ignore[misc]
+                partial(_found, link, marker),
                 f"a marker in the capture of {self._client.name}'s {link.device}",
                 timeout=self._timeout,
                 interval=0.01,
@@ -186,7 +187,8 @@ class WireCapture:
         return True
 
 
-def _found(records: list[Record] | None) -> tuple[list[Record]] | None:
+def _found(link: LinkCapture, marker: bytes) -> tuple[list[Record]] | None:
+    records = link.up_to(marker)
     return None if records is None else (records,)
 
 

@@ -1,4 +1,4 @@
-"""The driver in a machine: our modules loaded in order, checked, and unloaded."""
+"""The driver in a machine: our modules loaded in order, and checked."""
 
 from __future__ import annotations
 
@@ -92,14 +92,6 @@ class LoadedDriver:
                     f"module {module.name} is loaded, but not the one that was built: "
                     f"build id {loaded[module.name]} instead of {module.build_id}"
                 )
-
-    def unload(self) -> None:
-        """Unload our modules in the opposite order.
-
-        :raises CommandFailed: one of them is in use
-        """
-        loaded = self.loaded()
-        self._machine.run(["rmmod", *(n for n in reversed(self.names) if n in loaded)])
 
     def loaded(self) -> dict[str, str]:
         """The build ids (hexadecimal) of those of our modules that are loaded, by name."""

@@ -97,15 +97,7 @@ class Ksmbd(SmbServer):
             *(str(_TCP_PORT), str(rdma), str(_READY_TIMEOUT)),
             *mountd,
         ]
-        started = self.host.run(script, input=config, timeout=_READY_TIMEOUT + 30, check=False)
-        if not started.ok:
-            why = started.output.strip() or "did not start"
-            self.stop()
-            raise ProvisionError(
-                f"ksmbd on {self.host.name} {why}",
-                hint=f"its logs are in {self.logs}",
-                detail=self.log_end(),
-            )
+        self._run_start(script, config, timeout=_READY_TIMEOUT + 30)
 
     def stop(self) -> None:
         arguments = [f"{_TOOLS}/ksmbd.control", str(_PRIVATE), str(_TCP_PORT), str(_STOP_TIMEOUT)]

@@ -84,6 +84,22 @@ class SmbServer(ABC):
     def running(self) -> bool:
         """Whether its main process lives."""
 
+    def _run_start(self, script: Sequence[str], config: str, *, timeout: float) -> None:
+        """Run the script that starts it and waits until it listens.
+
+        :param config: the script's standard input
+        :raises ProvisionError: the script failed, with what it said and the end of the log
+        """
+        started = self.host.run(script, input=config, timeout=timeout, check=False)
+        if not started.ok:
+            why = started.output.strip() or "did not start"
+            self.stop()
+            raise ProvisionError(
+                f"{self.kind} on {self.host.name} {why}",
+                hint=f"its logs are in {self.logs}",
+                detail=self.log_end(),
+            )
+
     def check(self) -> None:
         """Raise :class:`ProvisionError` with the end of its log, unless it runs."""
         if not self.running():

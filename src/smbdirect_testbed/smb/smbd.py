@@ -119,15 +119,7 @@ class Smbd(SmbServer):
             *(" ".join(addresses), " ".join(tcp), rdma, str(_READY_TIMEOUT)),
             *self.samba.command(smbd),
         ]
-        started = self.host.run(script, input=config, timeout=_READY_TIMEOUT + 30, check=False)
-        if not started.ok:
-            why = started.output.strip() or "did not start"
-            self.stop()
-            raise ProvisionError(
-                f"smbd on {self.host.name} {why}",
-                hint=f"its logs are in {self.logs}",
-                detail=self.log_end(),
-            )
+        self._run_start(script, config, timeout=_READY_TIMEOUT + 30)
 
     def stop(self) -> None:
         arguments = [str(self._group), str(self._private), str(_STOP_TIMEOUT)]
