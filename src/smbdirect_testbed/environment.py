@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smbdirect_testbed.agent_client import running_agent
-from smbdirect_testbed.carriers.vm import vm_machine
+from smbdirect_testbed.carriers.machines import started_machine
 from smbdirect_testbed.driver.build import provide_driver
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
@@ -19,8 +19,9 @@ from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import running_smbd
-from smbdirect_testbed.spec import EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.topology import made_hosts, make_rdma_links
+from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
 
 _kept: list[ExitStack] = []
 """What is left running for later commands.
@@ -39,12 +40,14 @@ def anything_kept() -> bool:
 class Environment:
     """Everything that a scenario can use.
 
+    :param kernel: the machine's kernel, if it is not the image's own
     :param directory: the instance's state directory
     :param servers: those that run from the start
     """
 
     spec: EnvironmentSpec
     image: Image
+    kernel: UmlKernel | None
     machine: Machine
     driver: LoadedDriver
     hosts: Mapping[str, Host]
@@ -76,7 +79,7 @@ class Environment:
             "carrier": self.spec.carrier.value,
             "accelerator": self.machine.accelerator,
             **self.machine.provenance,
-            "kernel": self.image.kernel_release,
+            "kernel": self.kernel.release if self.kernel else self.image.kernel_release,
             "kernel_options": " ".join(self.spec.machine.kernel_options),
             "image": self.image.name,
             "image_digest": self.image.digest,
@@ -99,10 +102,11 @@ def provide(
     :raises ProvisionError: a step failed
     """
     image = provide_image(spec.image, progress)
-    built = provide_driver(spec.driver, image, progress)
+    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
+    built = provide_driver(spec.driver, image, progress, kernel)
     with ExitStack() as stack:
         machine = stack.enter_context(
-            vm_machine("machine", image, spec.machine, directory, progress, keep=keep)
+            started_machine("machine", image, kernel, spec.machine, directory, progress, keep=keep)
         )
         with progress.phase("driver_load", "loading the driver"):
             agent = stack.enter_context(running_agent(machine))
@@ -112,7 +116,7 @@ def provide(
             hosts = stack.enter_context(made_hosts(spec, machine, agent, keep=keep))
             make_rdma_links(hosts, agent)
         environment = Environment(
-            spec, image, machine, driver, hosts, KernelLog(machine), directory
+            spec, image, kernel, machine, driver, hosts, KernelLog(machine), directory
         )
         with progress.phase("servers", "starting smbd"):
             for server in spec.servers:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smbdirect_testbed import paths
-from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm
+from smbdirect_testbed.carriers import machines
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.host import Host
@@ -74,7 +74,7 @@ class Instance:
         state = self._state()
         if "hosts" not in state:
             raise UsageError(f"{self.name} is not up yet")
-        machine = attach_vm(_MACHINE, self.directory)
+        machine = machines.attach(_MACHINE, self.directory)
         return {
             name: Host(name, Role(h["role"]), machine, (), h["pid"])
             for name, h in state["hosts"].items()
@@ -96,7 +96,7 @@ class Instance:
 
     def remove(self) -> None:
         """Stop whatever still runs of it and remove its directory. Harmless when repeated."""
-        destroy_vm(_MACHINE, self.directory)
+        machines.destroy(_MACHINE, self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _state(self) -> dict[str, Any]:

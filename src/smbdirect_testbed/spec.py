@@ -25,6 +25,7 @@ class CarrierKind(StrEnum):
     """What gives us a running kernel."""
 
     VM = "vm"
+    UML = "uml"
 
 
 class RdmaType(StrEnum):

@@ -193,7 +193,7 @@ def destroy_vm(name: str, directory: Path) -> None:
     state.remove()
 
 
-def destroy_strays() -> list[Path]:
+def destroy_vm_strays() -> list[Path]:
     """End this user's machines whose directories were removed while they ran.
 
     Returns the directories.
