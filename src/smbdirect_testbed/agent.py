@@ -1,12 +1,15 @@
 """Runs in a machine: makes and removes its hosts, links and RDMA links.
 
 This file is copied into the machine alone and started as a program there, so it imports nothing of
-this package. It answers requests, one JSON object a line, on standard input and output::
+this package. It answers requests, one JSON object a line, on standard input and output, or on the
+serial port that its argument names::
 
-    {"do": "make_hosts", "with": {"names": [...]}}  ->  {"ok": {...}} or {"error": "..."}
+    {"id": 1, "do": "make_hosts", "with": {"names": [...]}}
+    ->  {"id": 1, "ok": {...}} or {"id": 1, "error": "..."}
 
 It is one process for the life of an environment because starting Python and pyroute2 costs
-seconds under TCG.
+seconds under TCG. On a serial port it outlives whoever talks to it, and is saved with a template
+and there in every clone; asked for what it made already, it gives the answer that it gave then.
 
 A host in a namespace is a process that sleeps in network, mount and UTS namespaces of its own.
 Commands enter these with nsenter, so that a mount made by one command is there for the next
@@ -16,17 +19,21 @@ Commands enter these with nsenter, so that a mount made by one command is there 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyroute2 import IPRoute
 
@@ -34,16 +41,35 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWNET = 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_MS_NOATIME = 0x400
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+"""Numbers of system calls, the same on every architecture."""
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD = -100
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
 _IFA_F_NODAD = 0x02
 _NUD_PERMANENT = 0x80
 _DEADLINE = 30.0
 """Seconds that the kernel gets for anything asynchronous."""
 
+_MOUNTS = (
+    ("testbed", "/testbed", "9p", 0, "trans=virtio,version=9p2000.L,msize=512000,cache=none"),
+    ("/dev/vdb", "/srv", "ext4", _MS_NOATIME, None),
+)
+"""What belongs to one machine alone and is no part of a template: as the image's init mounts it."""
+
+_SSH_KEYS = Path("/run/testbed-ssh")
+_SSHD_PID = Path("/run/sshd.pid")
+
+_MAKING = {"make_hosts", "make_link", "make_rdma_links"}
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _check(status: int) -> None:
-    if status:
+    if status < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
 
@@ -52,8 +78,9 @@ def _unshare(flags: int) -> None:
     _check(_libc.unshare(flags))
 
 
-def _mount(source: str, target: str, kind: str, flags: int) -> None:
-    _check(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, None))
+def _mount(source: str, target: str, kind: str, flags: int, data: str | None = None) -> None:
+    options = data.encode() if data else None
+    _check(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, options))
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:
@@ -168,6 +195,41 @@ class Agent:
         self.holders.clear()
         self.stacks.clear()
 
+    def freeze(self) -> None:
+        """Let go of what belongs to this machine alone, so that it can become a template."""
+        for pid in filter(None, self.holders.values()):
+            _in_mounts_of(pid, _unmount_all)
+        _unmount_all()
+        _SSHD_PID.unlink(missing_ok=True)
+        os.sync()
+
+    def thaw(self, time_now: float, entropy: str, mac: str, keys: dict[str, str]) -> None:
+        """Become a machine of its own, after having been a copy of a template.
+
+        :param time_now: seconds since the epoch
+        :param entropy: random bytes, in hexadecimal
+        :param mac: the address for the interface that ssh comes by
+        :param keys: files for sshd
+        """
+        time.clock_settime(time.CLOCK_REALTIME, time_now)
+        _reseed(bytes.fromhex(entropy))
+        for name, content in keys.items():
+            file = _SSH_KEYS / name
+            file.write_text(content)
+            file.chmod(0o600)
+        # It starts itself anew, and reads the host key then.
+        subprocess.run(["pkill", "-HUP", "-o", "-x", "sshd"], check=True)
+        (index,) = self.root.link_lookup(ifname="eth0")
+        self.root.link("set", index=index, address=mac)
+        for source, target, kind, flags, data in _MOUNTS:
+            _mount(source, target, kind, flags, data)
+        for pid in filter(None, self.holders.values()):
+            trees = {target: _open_tree(target) for _, target, _, _, _ in _MOUNTS}
+            _in_mounts_of(pid, partial(_place_trees, trees))
+            for tree in trees.values():
+                os.close(tree)
+        _wait(lambda: _SSHD_PID.exists() and _SSHD_PID.read_text() != "", "sshd to listen")
+
     def _place(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]
         (index,) = self.root.link_lookup(ifname=_temporary(end))
@@ -272,23 +334,103 @@ def _start_holder(name: str) -> int:
     return pid
 
 
+def _unmount_all() -> None:
+    os.chdir("/")
+    for _, target, _, _, _ in reversed(_MOUNTS):
+        _check(_libc.umount2(target.encode(), 0))
+
+
+def _in_mounts_of(pid: int, do: Callable[[], object]) -> None:
+    """Call something in a process of its own in the mount namespace of another."""
+    failed, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+            _check(_libc.setns(namespace, _CLONE_NEWNS))
+            do()
+        except BaseException as e:
+            os.write(tell, str(e).encode() or b"failed")
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(failed) as pipe:
+        reason = pipe.read()
+    os.waitpid(child, 0)
+    if reason:
+        raise OSError(f"in the mount namespace of process {pid}: {reason}")
+
+
+def _open_tree(target: str) -> int:
+    """A copy of a mount that is nowhere yet."""
+    tree = int(_libc.syscall(_OPEN_TREE, _AT_FDCWD, target.encode(), _OPEN_TREE_CLONE))
+    _check(tree)
+    return tree
+
+
+def _place_trees(trees: dict[str, int]) -> None:
+    for target, tree in trees.items():
+        to = (_AT_FDCWD, target.encode())
+        _check(int(_libc.syscall(_MOVE_MOUNT, tree, b"", *to, _MOVE_MOUNT_F_EMPTY_PATH)))
+
+
+def _reseed(entropy: bytes) -> None:
+    """Mix random bytes into the kernel's generator and have it use them at once; random(4)."""
+    with open("/dev/urandom", "wb", buffering=0) as device:  # noqa: PTH123
+        header = struct.pack("ii", 8 * len(entropy), len(entropy))
+        fcntl.ioctl(device, _RNDADDENTROPY, header + entropy)
+        fcntl.ioctl(device, _RNDRESEEDCRNG)
+
+
 def _write_sysctls(values: dict[str, str]) -> None:
     for key, value in values.items():
         (Path("/proc/sys") / key).write_text(value)
 
 
-def serve(requests: Iterable[str]) -> None:
+def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
     """Answer requests until there are none; what was made stays."""
     agent = Agent()
-    print(json.dumps({"ok": "ready"}), flush=True)
+    made: dict[str, Any] = {}
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    def do(name: str, arguments: dict[str, Any]) -> Any:
+        key = json.dumps([name, arguments])
+        if key not in made:
+            result = getattr(agent, name)(**arguments)
+            if name == "unmake":
+                made.clear()
+            if name not in _MAKING:
+                return result
+            made[key] = result
+        return made[key]
+
+    say({"id": 0, "ok": "ready"})
     for line in requests:
         request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"ok": getattr(agent, request["do"])(**request["with"])}
+            answer: dict[str, Any] = {"ok": do(request["do"], request["with"])}
         except Exception as e:
             answer = {"error": f"{request['do']}: {type(e).__name__}: {e}"}
-        print(json.dumps(answer), flush=True)
+        say({"id": request["id"], **answer})
+
+
+def _open_port(path: str) -> int:
+    """Open a serial port so that it passes all bytes as they are."""
+    port = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(port)
+    settings = termios.tcgetattr(port)
+    # The emulated port is as fast as it can be; but it waits for as long as four bytes would take.
+    settings[4] = settings[5] = termios.B115200
+    termios.tcsetattr(port, termios.TCSANOW, settings)
+    return port
 
 
 if __name__ == "__main__":
-    serve(sys.stdin)
+    if len(sys.argv) > 1:
+        port = _open_port(sys.argv[1])
+        serve(open(port, "rb", closefd=False), open(port, "wb", closefd=False))  # noqa: SIM115
+    else:
+        serve(sys.stdin.buffer, sys.stdout.buffer)

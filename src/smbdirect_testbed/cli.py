@@ -23,9 +23,13 @@ from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.instance import Instance, find_instance, instances
 from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver
+from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver, with_start
 
 _DEFAULT_ENVIRONMENT = "rxe"
+
+_cold_option = click.option(
+    "--cold", is_flag=True, help="Boot the machine, and do not clone it from a template."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +62,10 @@ def cli(debug: bool) -> None:
     type=click.Path(path_type=Path),
     help="Build the driver from this kernel tree (or a part of one with fs/smb).",
 )
-def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None) -> int:
+@_cold_option
+def run(
+    what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None, cold: bool
+) -> int:
     """Provide an environment and run scenarios in it.
 
     ENV is a name from `list`, or a path ending in .toml; rxe if left out. PATHs are files or
@@ -69,7 +76,7 @@ def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path 
     """
     progress = Progress()
     name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
-    spec = with_driver(load_environment(name), driver)
+    spec = with_driver(with_start(load_environment(name), cold=cold), driver)
     housekeeping.remove_orphans(progress)
     return run_scenarios(spec, scenarios, expression, progress, keep=keep)
 
@@ -77,10 +84,11 @@ def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path 
 @cli.command()
 @click.argument("env")
 @click.option("--driver", metavar="DIR", type=click.Path(path_type=Path), help="As for run.")
-def up(env: str, driver: Path | None) -> None:
+@_cold_option
+def up(env: str, driver: Path | None, cold: bool) -> None:
     """Provide the environment ENV and leave it up."""
     progress = Progress()
-    spec = with_driver(load_environment(env), driver)
+    spec = with_driver(with_start(load_environment(env), cold=cold), driver)
     housekeeping.remove_orphans(progress)
     hosts = bring_up(spec, progress)
     progress.say(f"{spec.name} is up: smbdirect-testbed shell {'|'.join(hosts)}")

@@ -16,6 +16,7 @@ from smbdirect_testbed.image import Image, provide_image
 from smbdirect_testbed.kernel_log import KernelLog
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.prepared import template_plan
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import running_smbd
@@ -106,7 +107,16 @@ def provide(
     built = provide_driver(spec.driver, image, progress, kernel)
     with ExitStack() as stack:
         machine = stack.enter_context(
-            started_machine("machine", image, kernel, spec.machine, directory, progress, keep=keep)
+            started_machine(
+                "machine",
+                image,
+                kernel,
+                spec.machine,
+                directory,
+                progress,
+                keep=keep,
+                plan=None if kernel else template_plan(spec, built),
+            )
         )
         with progress.phase("driver_load", "loading the driver"):
             agent = stack.enter_context(running_agent(machine))

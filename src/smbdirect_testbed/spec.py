@@ -84,12 +84,14 @@ class MachineSpec:
     :param ssh_port: a fixed loopback port for the machine's ssh; 0 takes a free one
     :param kernel_options: extra kernel command line options; they change the kernel under test
         and are recorded with the results
+    :param cold: boot it, although a clone of a template would be there sooner
     """
 
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     memory: Annotated[int, Field(ge=512, le=65536)] = 2048
     ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
     kernel_options: tuple[str, ...] = ()
+    cold: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

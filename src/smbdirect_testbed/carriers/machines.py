@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.carriers.uml import attach_uml, destroy_uml, uml_machine
 from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays, vm_machine
 from smbdirect_testbed.carriers.vm_state import find_strays
@@ -26,8 +27,11 @@ def started_machine(
     progress: Progress,
     *,
     keep: bool,
+    plan: TemplatePlan | None,
 ) -> Iterator[Machine]:
     """A machine that takes commands: User Mode Linux with a kernel for it, else virtual.
+
+    User Mode Linux has no templates: it boots in less time than a clone takes.
 
     See :func:`~smbdirect_testbed.carriers.vm.vm_machine` for the rest.
     """
@@ -35,7 +39,7 @@ def started_machine(
         with uml_machine(name, image, kernel, spec, directory, progress, keep=keep) as uml:
             yield uml
     else:
-        with vm_machine(name, image, spec, directory, progress, keep=keep) as vm:
+        with vm_machine(name, image, spec, directory, progress, keep=keep, plan=plan) as vm:
             yield vm
 
 
