@@ -15,7 +15,7 @@ from smbdirect_testbed.wait import wait_until
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SMBDIRECT_TESTBED_STATE", str(tmp_path))
-    monkeypatch.setattr(module, "destroy_vm", lambda name, directory: None)
+    monkeypatch.setattr(module.machines, "destroy_all", lambda directory: None)
     return tmp_path
 
 

@@ -63,7 +63,7 @@ _MOUNTS = (
 _SSH_KEYS = Path("/run/testbed-ssh")
 _SSHD_PID = Path("/run/sshd.pid")
 
-_MAKING = {"make_hosts", "make_link", "make_rdma_links"}
+_MAKING = {"make_hosts", "make_link", "place_wire", "make_rdma_links"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,11 +112,15 @@ class Agent:
             self.stacks[name] = self.root
         return self.holders
 
-    def make_link(self, ends: list[dict[str, Any]], mtu: int, neighbours: bool) -> None:
+    def make_link(
+        self, ends: list[dict[str, Any]], mtu: int, neighbours: bool, delay: float, loss: float
+    ) -> None:
         """Join two hosts by a veth pair; each end: host, device, mac, ipv4, ipv6.
 
         :param neighbours: set permanent neighbour entries, so that the first RDMA connection does
             not wait 5 s for the address resolution of ib_core
+        :param delay: milliseconds, in each direction
+        :param loss: per cent, in each direction
         """
         a, b = ends
         self.root.link(
@@ -129,32 +133,38 @@ class Agent:
         )
         for end in ends:
             self._place(end)
+            self.interfaces.append((end["host"], end["device"]))
         for end in ends:
-            ipr = self.stacks[end["host"]]
-            index = self._index(end["host"], end["device"])
-            for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-                address, prefix = end[key].split("/")
-                ipr.addr(
-                    "add",
-                    index=index,
-                    address=address,
-                    prefixlen=int(prefix),
-                    family=family,
-                    flags=_IFA_F_NODAD if family == socket.AF_INET6 else 0,
-                )
-            ipr.link("set", index=index, state="up")
-        for end, peer in ((a, b), (b, a)) if neighbours else ():
-            for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-                self.stacks[end["host"]].neigh(
-                    "replace",
-                    ifindex=self._index(end["host"], end["device"]),
-                    dst=peer[key].split("/")[0],
-                    lladdr=peer["mac"],
-                    state=_NUD_PERMANENT,
-                    family=family,
-                )
+            self._address(end)
+        for end, peer in ((a, b), (b, a)):
+            if neighbours:
+                self._know(end, peer)
+            self._shape(end, delay, loss)
         for end in ends:
             self._wait_up(end)
+
+    def place_wire(
+        self,
+        end: dict[str, Any],
+        peer: dict[str, Any],
+        mtu: int,
+        neighbours: bool,
+        delay: float,
+        loss: float,
+    ) -> None:
+        """Give a host its end of a wire to another machine: an interface that is there already.
+
+        See :meth:`make_link`.
+        """
+        (index,) = self.root.link_lookup(address=end["mac"])
+        self.root.link("set", index=index, state="down")
+        self.root.link("set", index=index, ifname=_temporary(end), mtu=mtu)
+        self._place(end)
+        self._address(end)
+        if neighbours:
+            self._know(end, peer)
+        self._shape(end, delay, loss)
+        self._wait_up(end)
 
     def make_rdma_links(self, links: list[dict[str, Any]]) -> None:
         """Put RDMA links on interfaces; wait until they are active and have their addresses.
@@ -239,7 +249,42 @@ class Agent:
         else:
             _write_sysctls({f"net/ipv6/conf/{_temporary(end)}/accept_dad": "0"})
         self.stacks[host].link("set", index=index, ifname=device)
-        self.interfaces.append((host, device))
+
+    def _address(self, end: dict[str, Any]) -> None:
+        """Give an interface its addresses and switch it on."""
+        ipr = self.stacks[end["host"]]
+        index = self._index(end["host"], end["device"])
+        for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+            address, prefix = end[key].split("/")
+            ipr.addr(
+                "add",
+                index=index,
+                address=address,
+                prefixlen=int(prefix),
+                family=family,
+                flags=_IFA_F_NODAD if family == socket.AF_INET6 else 0,
+            )
+        ipr.link("set", index=index, state="up")
+
+    def _know(self, end: dict[str, Any], peer: dict[str, Any]) -> None:
+        """Set permanent neighbour entries for the other end."""
+        for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+            self.stacks[end["host"]].neigh(
+                "replace",
+                ifindex=self._index(end["host"], end["device"]),
+                dst=peer[key].split("/")[0],
+                lladdr=peer["mac"],
+                state=_NUD_PERMANENT,
+                family=family,
+            )
+
+    def _shape(self, end: dict[str, Any], delay: float, loss: float) -> None:
+        """Have packets come late or not at all; nothing happens without need."""
+        what = ["delay", f"{delay}ms"] if delay else []
+        what += ["loss", f"{loss}%"] if loss else []
+        if what:
+            tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
+            self._run(end["host"], *tc, "limit", "100000")
 
     def _index(self, host: str, device: str) -> int:
         (index,) = self.stacks[host].link_lookup(ifname=device)
@@ -253,7 +298,8 @@ class Agent:
 
         def up() -> bool:
             (link,) = self.stacks[host].get_links(self._index(host, device))
-            return bool(link.get_attr("IFLA_OPERSTATE") == "UP")
+            # Interfaces without a notion of a carrier never say more than "unknown".
+            return link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN")
 
         _wait(up, f"interface {device} of host {host} to be up")
 

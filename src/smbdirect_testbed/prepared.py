@@ -15,21 +15,26 @@ from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.spec import EnvironmentSpec
-from smbdirect_testbed.topology import made_hosts, make_rdma_links
+from smbdirect_testbed.topology import Place, made_hosts
 
 
-def template_plan(spec: EnvironmentSpec, built: BuiltDriver) -> TemplatePlan | None:
-    """How the machine of an environment is prepared; None for one that is to boot."""
+def template_plan(spec: EnvironmentSpec, name: str, built: BuiltDriver) -> TemplatePlan | None:
+    """How a machine of an environment is prepared; None for one that is to boot.
+
+    :param name: the machine's
+    """
     if spec.machine.cold:
         return None
-    parts = (built.digest, repr(spec.hosts), repr(spec.links), repr(spec.servers))
-    return TemplatePlan(parts, partial(_prepare, spec, built))
+    parts = (built.digest, name, repr(spec.hosts), repr(spec.links), repr(spec.servers))
+    return TemplatePlan(parts, partial(_prepare, spec, name, built))
 
 
-def _prepare(spec: EnvironmentSpec, built: BuiltDriver, machine: Machine) -> Mapping[str, str]:
+def _prepare(
+    spec: EnvironmentSpec, name: str, built: BuiltDriver, machine: Machine
+) -> Mapping[str, str]:
     with running_agent(machine) as agent:
         driver = LoadedDriver(machine, built)
         driver.load()
-        with made_hosts(spec, machine, agent, keep=True) as hosts:
-            make_rdma_links(hosts, agent)
+        with made_hosts(spec, {name: Place(machine, agent)}, keep=True):
+            pass
     return {}

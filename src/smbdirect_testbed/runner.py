@@ -82,5 +82,5 @@ def _provided(
         with provide(spec, progress, instance.directory, keep=keep) as environment:
             instance.write_state(environment, kept=False)
             yield environment
-        if keep and not environment.machine.death():
+        if keep and not environment.death():
             instance.write_state(environment, kept=True)

@@ -10,6 +10,8 @@ from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.carriers.uml import attach_uml, destroy_uml, uml_machine
 from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays, vm_machine
 from smbdirect_testbed.carriers.vm_state import find_strays
+from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.progress import Progress
@@ -28,6 +30,7 @@ def started_machine(
     *,
     keep: bool,
     plan: TemplatePlan | None,
+    wires: tuple[WireEnd, ...] = (),
 ) -> Iterator[Machine]:
     """A machine that takes commands: User Mode Linux with a kernel for it, else virtual.
 
@@ -36,25 +39,43 @@ def started_machine(
     See :func:`~smbdirect_testbed.carriers.vm.vm_machine` for the rest.
     """
     if kernel:
-        with uml_machine(name, image, kernel, spec, directory, progress, keep=keep) as uml:
+        with uml_machine(
+            name, image, kernel, spec, directory, progress, keep=keep, wires=wires
+        ) as uml:
             yield uml
+    elif wires:
+        raise UsageError("links between machines need carrier uml")
     else:
         with vm_machine(name, image, spec, directory, progress, keep=keep, plan=plan) as vm:
             yield vm
 
 
-def attach(name: str, directory: Path) -> Machine:
-    """The machine that another process left running in a directory, or that has died since.
+def machine_directory(directory: Path, name: str) -> Path:
+    """Where a machine of an instance keeps its files.
 
+    :param directory: the instance's
+    """
+    return directory / "machines" / name
+
+
+def attach(name: str, directory: Path) -> Machine:
+    """The machine of an instance that another process left running, or that has died since.
+
+    :param directory: the instance's
     :raises ProvisionError: there is none
     """
-    return attach_uml(directory) or attach_vm(name, directory)
+    of_machine = machine_directory(directory, name)
+    return attach_uml(of_machine) or attach_vm(name, of_machine)
 
 
-def destroy(name: str, directory: Path) -> None:
-    """End the machine that runs in ``directory``, and remove what is its own, if there is one."""
-    destroy_uml(directory)
-    destroy_vm(name, directory)
+def destroy_all(directory: Path) -> None:
+    """End the machines of an instance, and remove what is their own.
+
+    :param directory: the instance's
+    """
+    for found in machine_directory(directory, "x").parent.glob("*"):
+        if not destroy_uml(found):
+            destroy_vm(found.name, found)
 
 
 def destroy_strays() -> list[Path]:

@@ -34,6 +34,7 @@ from smbdirect_testbed.carriers.qemu_process import (
 from smbdirect_testbed.carriers.slirp import Slirp
 from smbdirect_testbed.carriers.ssh_machine import SshMachine
 from smbdirect_testbed.carriers.vm_state import VmState
+from smbdirect_testbed.carriers.wires import WireEnd
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.machine import SharedDirectory
@@ -134,6 +135,7 @@ def uml_machine(
     progress: Progress,
     *,
     keep: bool = False,
+    wires: tuple[WireEnd, ...] = (),
 ) -> Iterator[UmlMachine]:
     """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
 
@@ -142,6 +144,7 @@ def uml_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_uml` and :func:`destroy_uml`
+    :param wires: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -149,7 +152,7 @@ def uml_machine(
     destroy_uml(state.directory)
     kept = False
     try:
-        machine = _provide(name, image, kernel, spec, state, progress)
+        machine = _provide(name, _Plan(image, kernel, spec, wires), state, progress)
         try:
             yield machine
         finally:
@@ -190,22 +193,27 @@ def destroy_uml(directory: Path) -> bool:
     return True
 
 
-def _provide(
-    name: str,
-    image: Image,
-    kernel: UmlKernel,
-    spec: MachineSpec,
-    state: UmlState,
-    progress: Progress,
-) -> UmlMachine:
+@dataclass(frozen=True)
+class _Plan:
+    """What a machine is made of."""
+
+    image: Image
+    kernel: UmlKernel
+    spec: MachineSpec
+    wires: tuple[WireEnd, ...]
+
+
+def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
     record = UmlRecord(name, uuid4())
     with (
-        progress.phase("machine", f"starting machine {name} (User Mode Linux {kernel.release})"),
+        progress.phase(
+            "machine", f"starting machine {name} (User Mode Linux {plan.kernel.release})"
+        ),
         disk_full_reported(state.directory),
     ):
         while True:
             try:
-                return _boot(record, image, kernel, spec, state)
+                return _boot(record, plan, state)
             except BootFailed as e:
                 failures = (*record.boot_failures, e.message)
                 record = replace(record, boot_failures=failures, uuid=uuid4())
@@ -216,23 +224,21 @@ def _provide(
                 progress.say(f"{e.message}; starting it again (its console is in {kept})")
 
 
-def _boot(
-    record: UmlRecord, image: Image, kernel: UmlKernel, spec: MachineSpec, state: UmlState
-) -> UmlMachine:
+def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
     state.make()
     state.uml.mkdir(exist_ok=True)
     state.write_uml_record(record)
     state.console.write_bytes(b"")
     make_keys(state.ssh, state.shared)
     make_scratch_disk(state.scratch)
-    shutil.copytree(kernel.modules, state.shared / "modules", dirs_exist_ok=True)
+    shutil.copytree(plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True)
     slirp = Slirp(state.uml)
     slirp.start()
     channel = SshChannel(state.ssh)
-    _start(_argv(record, image, kernel, spec, state), state)
+    _start(record, plan, state)
     machine = UmlMachine(state, record, open_process(_identity(state, record)))
     try:
-        channel.configure(_forward(slirp, spec.ssh_port))
+        channel.configure(_forward(slirp, plan.spec.ssh_port))
         wait_until_ready(machine, timeout=_BOOT_TIMEOUT)
         channel.open(timeout=_BOOT_TIMEOUT)
     except BaseException:
@@ -241,14 +247,13 @@ def _boot(
     return machine
 
 
-def _argv(
-    record: UmlRecord, image: Image, kernel: UmlKernel, spec: MachineSpec, state: UmlState
-) -> list[str]:
+def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
     """The command that is the machine."""
+    spec = plan.spec
     paths = {
-        "linux": kernel.binary,
-        "root": image.root,
-        "initramfs": image.initramfs,
+        "linux": plan.kernel.binary,
+        "root": plan.image.root,
+        "initramfs": plan.image.initramfs,
         "scratch": state.scratch,
         "shared": state.shared,
     }
@@ -266,6 +271,10 @@ def _argv(
         f"ubd1={links['scratch']}",
         f"initrd={links['initramfs']}",
         f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
+        *(
+            f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
+            for number, wire in enumerate(plan.wires, 1)
+        ),
         "con0=null,fd:1",
         "con=null",
         "ssl=null",
@@ -280,16 +289,16 @@ def _argv(
     ]
 
 
-def _start(argv: list[str], state: UmlState) -> None:
-    memory = int(argv[1].removeprefix("mem=").removesuffix("M"))
+def _start(record: UmlRecord, plan: _Plan, state: UmlState) -> None:
     with state.console.open("ab") as console:
         subprocess.Popen(
-            argv,
+            _argv(record, plan, state),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            env={**os.environ, "TMPDIR": str(_memory_place(memory, state))},
+            env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
             start_new_session=True,
+            pass_fds=[wire.descriptor for wire in plan.wires],
         )
 
 
