@@ -122,15 +122,15 @@ void sdsock_disconnect(struct smbdirect_socket *sc)
 }
 
 /*
- * Give the transport back and with it the hold on the RDMA device. What it had
- * received stays readable; what it had not sent is lost.
+ * Part with the transport. What it had received stays readable; what it had not
+ * sent is lost. The caller gives it back, with smbdirect_socket_release().
  */
-void sdsock_detach(struct sdsock *ss)
+static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
 	if (!sc)
-		return;
+		return NULL;
 
 	spin_lock(&ss->lock);
 	ss->tx.closed = true;
@@ -148,8 +148,16 @@ void sdsock_detach(struct sdsock *ss)
 	ss->sc = NULL;
 	spin_unlock(&ss->lock);
 	mutex_unlock(&ss->rx.lock);
+	return sc;
+}
 
-	smbdirect_socket_release(sc);
+/* Give the transport back, and with it the hold on the RDMA device. */
+void sdsock_detach(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = sdsock_part(ss);
+
+	if (sc)
+		smbdirect_socket_release(sc);
 }
 
 /*
@@ -186,8 +194,12 @@ static bool sdsock_orderly(struct smbdirect_socket *sc, int error)
 	       !atomic_read(&sc->send_io.pending.count);
 }
 
-/* The transport of a connection, or of an attempt at one, has failed. */
-static void sdsock_connection_over(struct sdsock *ss)
+/*
+ * The transport of a connection, or of an attempt at one, has failed. Returns it
+ * for the caller to give back: that takes a few tenths of a second, and who
+ * waits for the end of the connection should not wait for that as well.
+ */
+static struct smbdirect_socket *sdsock_connection_over(struct sdsock *ss)
 {
 	struct sock *sk = sdsock_sk(ss);
 	struct smbdirect_socket *sc = ss->sc;
@@ -201,24 +213,25 @@ static void sdsock_connection_over(struct sdsock *ss)
 		ss->tx.lost = true;
 	if (sk->sk_state == TCP_SYN_SENT) {
 		if (!sdsock_negotiated(sc)) {
-			sdsock_detach(ss);
+			sdsock_part(ss);
 			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
-			return;
+			return sc;
 		}
 		/* accepted, and closed before we could look: a connection at its end */
 		sdsock_connected(ss);
 	}
-	sdsock_detach(ss);
+	sdsock_part(ss);
 	if (orderly)
 		error = ss->rx.frame_left || ss->tx.lost ? -ECONNRESET : 0;
 	sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE_WAIT);
+	return sc;
 }
 
 void sdsock_event_work(struct work_struct *work)
 {
 	struct sdsock *ss = container_of(work, struct sdsock, event_work);
+	struct smbdirect_socket *sc, *over = NULL;
 	struct sock *sk = sdsock_sk(ss);
-	struct smbdirect_socket *sc;
 
 	lock_sock(sk);
 	sc = ss->sc;
@@ -239,7 +252,7 @@ void sdsock_event_work(struct work_struct *work)
 	switch (sk->sk_state) {
 	case TCP_SYN_SENT:
 	case TCP_ESTABLISHED:
-		sdsock_connection_over(ss);
+		over = sdsock_connection_over(ss);
 		break;
 	case TCP_LISTEN:
 		ss->dead_listener = true;
@@ -256,4 +269,6 @@ void sdsock_event_work(struct work_struct *work)
 		sk_error_report(sk);
 out:
 	release_sock(sk);
+	if (over)
+		smbdirect_socket_release(over);
 }
