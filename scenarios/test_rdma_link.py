@@ -76,9 +76,8 @@ def test_perftest_moves_the_port_counters(client: Host, server: Host, scenario_l
         )
         (scenario_log / "ib_send_bw-client.log").write_text(ran.output)
         listener.wait(20)
-    row = re.search(rf"^ *{_MESSAGE_SIZE} +{_MESSAGES} +([\d.]+) +([\d.]+)", ran.stdout, re.M)
-    assert row, ran.stdout
-    assert float(row[2]) > 0
+    # The rates beside it are 0 where /proc/cpuinfo has no frequency, as in User Mode Linux.
+    assert re.search(rf"^ *{_MESSAGE_SIZE} +{_MESSAGES} ", ran.stdout, re.M), ran.stdout
     after = {host.name: _counters(host) for host in (client, server)}
     # rxe sends at most 4096 bytes a packet.
     packets = _MESSAGES * _MESSAGE_SIZE // 4096

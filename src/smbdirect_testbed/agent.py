@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -35,7 +36,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyroute2 import IPRoute
+# pyroute2's own module imports all of the package, which takes three times as long as what is
+# needed here: so it is there without having been run.
+_pyroute2 = importlib.util.find_spec("pyroute2")
+if _pyroute2 and "pyroute2" not in sys.modules:
+    sys.modules["pyroute2"] = importlib.util.module_from_spec(_pyroute2)
+from pyroute2.iproute import IPRoute  # noqa: E402
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
