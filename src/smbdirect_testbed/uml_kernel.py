@@ -38,9 +38,9 @@ _UNUSED = (
 
 # The driver is built out of tree, from whatever source is under test, so the kernel comes without
 # it. A static program runs on any computer; the network driver forbids that for the sake of
-# transports that look up names, which are not used here. With 100 ticks a second an RCU grace period
-# takes so long that destroying some connections, with slab caches of their own, holds up new ones
-# for seconds.
+# transports that look up names, which are not used here. With 100 ticks a second an RCU grace
+# period takes so long that destroying some connections, with slab caches of their own, holds up
+# new ones for seconds.
 _CHANGES = r"""
 sed -i '/CONFIG_SMBFS/d' fs/Makefile
 sed -i '/CONFIG_RDMA_SIW/d' drivers/infiniband/sw/Makefile
