@@ -219,6 +219,8 @@ class Agent:
             file.chmod(0o600)
         # It starts itself anew, and reads the host key then.
         subprocess.run(["pkill", "-HUP", "-o", "-x", "sshd"], check=True)
+        # Otherwise the network behind it may know the template's address for a while, and not ours.
+        _write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})
         (index,) = self.root.link_lookup(ifname="eth0")
         self.root.link("set", index=index, address=mac)
         for source, target, kind, flags, data in _MOUNTS:
