@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from smbdirect_testbed.agent_client import running_agent
+from smbdirect_testbed.capture import captured_host, prepare_capture
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.loaded_driver import LoadedDriver
@@ -21,7 +22,7 @@ from smbdirect_testbed.topology import made_hosts, make_rdma_links
 # What every run starts first, and every scenario of SMB: from the image, a page of a program costs
 # a hundred times what it costs from memory.
 _WARM_UP = """
-for program in tcpdump nice nsenter bash tee smbclient smbtorture; do
+for program in nsenter bash tee smbclient smbtorture; do
     $program --version
 done >/dev/null 2>&1
 :
@@ -44,6 +45,8 @@ def _prepare(spec: EnvironmentSpec, built: BuiltDriver, machine: Machine) -> Map
         with made_hosts(spec, machine, agent, keep=True) as hosts:
             make_rdma_links(hosts, agent)
             machine.run(["sh", "-c", _WARM_UP])
+            if client := captured_host(hosts):
+                facts |= prepare_capture(client)
             for server in spec.servers:
                 if server.kind is ServerKind.SMBD:
                     facts |= prepare_smbd(hosts[server.host], driver, server.transports)
