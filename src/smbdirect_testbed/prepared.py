@@ -13,7 +13,7 @@ from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.capture import captured_host, prepare_capture
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.driver.manifest import BuiltDriver
-from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.loaded_driver import PREPARED, LoadedDriver
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.smb.smbd import prepare_smbd
 from smbdirect_testbed.spec import EnvironmentSpec, ServerKind
@@ -38,7 +38,7 @@ def template_plan(spec: EnvironmentSpec, built: BuiltDriver) -> TemplatePlan | N
 
 
 def _prepare(spec: EnvironmentSpec, built: BuiltDriver, machine: Machine) -> Mapping[str, str]:
-    facts: dict[str, str] = {}
+    facts = {PREPARED: built.digest}
     with running_agent(machine) as agent:
         driver = LoadedDriver(machine, built)
         driver.load()
