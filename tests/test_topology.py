@@ -38,12 +38,14 @@ def call() -> Iterator[Call]:
     assert proc.stdin
     assert proc.stdout
     stdin, stdout = proc.stdin, proc.stdout
-    assert json.loads(stdout.readline()) == {"ok": "ready"}
+    assert json.loads(stdout.readline()) == {"id": 0, "ok": "ready"}
 
     def request(do: str, **arguments: Any) -> Any:
-        stdin.write(json.dumps({"do": do, "with": arguments}) + "\n")
+        stdin.write(json.dumps({"id": 7, "do": do, "with": arguments}) + "\n")
         stdin.flush()
-        return json.loads(stdout.readline())
+        answer = json.loads(stdout.readline())
+        assert answer.pop("id") == 7
+        return answer
 
     yield request
     request("unmake")

@@ -102,6 +102,7 @@ class Agent:
 
     def __init__(self) -> None:
         self.root = IPRoute()
+        self.sshd = 0
         self.holders: dict[str, int] = {}
         self.stacks: dict[str, IPRoute] = {}
         self.interfaces: list[tuple[str, str]] = []
@@ -216,8 +217,8 @@ class Agent:
         for pid in filter(None, self.holders.values()):
             _in_mounts_of(pid, _unmount_all)
         _unmount_all()
-        _SSHD_PID.unlink(missing_ok=True)
-        os.sync()
+        self.sshd = int(_SSHD_PID.read_text())
+        _SSHD_PID.unlink()
 
     def thaw(self, time_now: float, entropy: str, mac: str, keys: dict[str, str]) -> None:
         """Become a machine of its own, after having been a copy of a template.
@@ -234,7 +235,9 @@ class Agent:
             file.write_text(content)
             file.chmod(0o600)
         # It starts itself anew, and reads the host key then.
-        subprocess.run(["pkill", "-HUP", "-o", "-x", "sshd"], check=True)
+        os.kill(self.sshd, signal.SIGHUP)
+        # Otherwise the network behind it may know the template's address for a while, and not ours.
+        _write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})
         (index,) = self.root.link_lookup(ifname="eth0")
         self.root.link("set", index=index, address=mac)
         for source, target, kind, flags, data in _MOUNTS:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _DISTRIBUTION_MODULES = ("rdma_rxe", "rdma_ucm", "ib_uverbs", "ib_umad")
 """Loaded besides ours: the RoCEv2 device and what userspace needs for verbs."""
 
+PREPARED = "driver"
+"""In :attr:`Machine.prepared`: the digest of the driver that is there."""
+
 _NOTE_HEADER = 16
 _NOTE_SIZE = 36
 """Bytes of a build id's note: sizes, type and "GNU", and then the SHA-1."""
@@ -59,7 +62,8 @@ class LoadedDriver:
         self.built = built
         self._machine = machine
         self._offered = machine.shared.here / "driver"
-        shutil.copytree(built.directory, self._offered, dirs_exist_ok=True)
+        if machine.prepared.get(PREPARED) != built.digest:
+            shutil.copytree(built.directory, self._offered, dirs_exist_ok=True)
         # Not the shared directory: a machine that is to be a template must let go of that, and
         # programs have the preload library open.
         self.directory = PurePosixPath("/run/testbed-driver")

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -114,13 +114,10 @@ def key(
 
     Of files that cannot be read in no time it holds size and time: it is asked for at every start.
     """
-    import libvirt
-
-    qemu = shutil.which("qemu-system-x86_64") or "none"
-    files = [Path(qemu), image.root, image.kernel, image.initramfs]
+    files = [image.root, image.kernel, image.initramfs, *_hypervisor()]
     parts = [
-        *(_VERSION, image.digest, accelerator, repr(spec), *options, str(libvirt.getVersion())),
-        *(str(_identity(f)) for f in files if f.exists()),
+        *(_VERSION, image.digest, accelerator, repr(replace(spec, ssh_port=0)), *options),
+        *(str(_identity(f)) for f in files),
         *(f"{p.name}{p.read_text()}" for p in sorted(_program().rglob("*.py"))),
         *plan.parts,
     ]
@@ -263,6 +260,14 @@ def _lock(entry: Path, progress: Progress) -> Any:
 
 def _program() -> Path:
     return Path(__file__).parents[1]
+
+
+def _hypervisor() -> list[Path]:
+    """QEMU, and the part of libvirt that writes its command line: asking them would take longer."""
+    name = "libvirt/connection-driver/libvirt_driver_qemu.so"
+    drivers = {d for pattern in ("lib*", "lib/*") for d in Path("/usr").glob(f"{pattern}/{name}")}
+    qemu = shutil.which("qemu-system-x86_64")
+    return [*([Path(qemu)] if qemu else []), *sorted(drivers)]
 
 
 def _identity(file: Path) -> tuple[str, int, int]:

@@ -23,7 +23,7 @@ from smbdirect_testbed.carriers.sparse import copy_sparse
 from smbdirect_testbed.carriers.template import Template
 from smbdirect_testbed.carriers.virtual_machine import BootFailed, VmMachine
 from smbdirect_testbed.carriers.vm_state import Start, VmRecord, VmState
-from smbdirect_testbed.errors import MachineDied, ProvisionError
+from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.kernel_log import SplatKind, find_splats
 from smbdirect_testbed.spec import MachineSpec
@@ -83,19 +83,22 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
     shutil.copyfile(template.console, state.console)
     make_keys(state.ssh, state.shared)
     copy_sparse(template.scratch, state.scratch)
+    record = replace(record, start=Start.CLONE, template=template.digest)
+    ram = RamFile(template.ram, shared=False)
     try:
-        record = replace(record, start=Start.CLONE, template=template.digest)
-        ram = RamFile(template.ram, shared=False)
         record = _start(record, plan, state, ram, template.state)
-        if not template.is_in_place():
-            raise CloneFailed("the template was replaced while it was cloned")
-        with _watched(record, state) as machine:
-            machine.prepared = template.prepared
-            machine.agent_started = True
+    except StartFailed as e:
+        raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
+    if not template.is_in_place():
+        raise CloneFailed("the template was replaced while it was cloned")
+    with _watched(record, state) as machine:
+        machine.prepared = template.prepared
+        machine.agent_started = True
+        try:
             thaw(machine, state)
             machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
-    except (StartFailed, MachineDied) as e:
-        raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
+        except ProvisionError as e:
+            raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
     return machine
 
 

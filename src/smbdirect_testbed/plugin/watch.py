@@ -12,11 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from smbdirect_testbed.capture import Moment, Wire, WireCapture, as_json, capturing
+from smbdirect_testbed.capture import (
+    Moment,
+    Wire,
+    WireCapture,
+    as_json,
+    captured_host,
+    capturing,
+)
 from smbdirect_testbed.errors import MachineDied, ProvisionError
 from smbdirect_testbed.kernel_log import Mark, Splat, SplatKind, find_splats
 from smbdirect_testbed.plugin.server_logs import ServerLogs
-from smbdirect_testbed.spec import Role
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment import Environment
@@ -60,10 +66,9 @@ class Watch:
     def __enter__(self) -> Self:
         self._stack.callback(self._pool.shutdown)
         env = self._environment
-        clients = [h for h in env.hosts.values() if h.role is Role.CLIENT and h.ends]
-        if clients:
+        if client := captured_host(env.hosts):
             logs = self._directory / "tcpdump"
-            self._capture = self._stack.enter_context(capturing(clients[0], env.hosts, logs))
+            self._capture = self._stack.enter_context(capturing(client, env.hosts, logs))
         return self
 
     def __exit__(
