@@ -62,6 +62,7 @@ def test_rping(client: Host, server: Host, scenario_log: Path, *, ipv6: bool, ba
     assert log.read_text().count("server ping data: rdma-ping-") == _PINGS
 
 
+@pytest.mark.needs(RdmaType.RXE)
 def test_perftest_moves_the_port_counters(client: Host, server: Host, scenario_log: Path) -> None:
     """A run of ib_send_bw by connection manager, and the packets that it must have taken."""
     address = str(server.end_towards(client).ipv4.ip)

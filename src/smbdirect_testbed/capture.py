@@ -25,7 +25,7 @@ from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.pcap import GrowingPcap, Record
 from smbdirect_testbed.spec import Role, Transport
-from smbdirect_testbed.traffic import Direction, Kind, Traffic, count, objection
+from smbdirect_testbed.traffic import Direction, IwarpConnections, Kind, Traffic, count, objection
 from smbdirect_testbed.wait import wait_until
 
 _MARKER = b"smbdirect-testbed marker "
@@ -183,6 +183,7 @@ class WireCapture:
         self._client = client
         self._timeout = timeout
         self._traffic: Traffic = Counter()
+        self._iwarp: IwarpConnections = set()
         self._slice: list[list[Record]] = []
         self._slice_size = 0
         self._run = secrets.token_hex(4)
@@ -208,7 +209,7 @@ class WireCapture:
                 timeout=self._timeout,
                 interval=0.01,
             )[0]
-            self._traffic += count((r.frame for r in records), link.mac)
+            self._traffic += count((r.frame for r in records), link.mac, self._iwarp)
             if self._slice_size < _LARGEST_SLICE:
                 self._slice.append(records)
                 self._slice_size += sum(len(r.frame) for r in records)
