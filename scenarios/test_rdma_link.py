@@ -11,6 +11,7 @@ import pytest
 
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.spec import RdmaType
 from smbdirect_testbed.wait import wait_until
 
 _PINGS = 10

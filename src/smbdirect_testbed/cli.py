@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from smbdirect_testbed import __version__, housekeeping
+from smbdirect_testbed import __version__, housekeeping, paths
 from smbdirect_testbed.doctor import Status, diagnose
+from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.envfile import list_environments, load_environment
 from smbdirect_testbed.environment import anything_kept
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
@@ -24,6 +26,7 @@ from smbdirect_testbed.host import Host
 from smbdirect_testbed.instance import Instance, find_instance, instances
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver, with_start
+from smbdirect_testbed.saves import saves
 
 _DEFAULT_ENVIRONMENT = "rxe"
 
@@ -50,18 +53,22 @@ def cli(debug: bool) -> None:
     """
 
 
-@cli.command()
-@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
-@click.option(
+_expression_option = click.option(
     "-k", "expression", metavar="EXPR", help="Run scenarios matching a pytest expression."
 )
-@click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
-@click.option(
+_driver_option = click.option(
     "--driver",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Build the driver from this kernel tree (or a part of one with fs/smb).",
 )
+
+
+@cli.command()
+@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
+@_expression_option
+@click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
+@_driver_option
 @_cold_option
 def run(
     what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None, cold: bool
@@ -75,15 +82,44 @@ def run(
     could not be provided.
     """
     progress = Progress()
-    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
+    name, scenarios = _environment_and_scenarios(what)
     spec = with_driver(with_start(load_environment(name), cold=cold), driver)
     housekeeping.remove_orphans(progress)
     return run_scenarios(spec, scenarios, expression, progress, keep=keep)
 
 
 @cli.command()
+@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
+@_expression_option
+@_driver_option
+@_cold_option
+def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, cold: bool) -> None:
+    """Do what `run` does now and at every save, until Ctrl-C.
+
+    What is watched: the driver's part of the tree given with --driver, the testbed's own driver,
+    and the scenarios.
+    """
+    name, scenarios = _environment_and_scenarios(what)
+    files = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
+    places = [*files, paths.driver(), *((driver / p for p in SOURCE_PARTS) if driver else ())]
+
+    def once() -> int:
+        progress = Progress()
+        spec = with_driver(with_start(load_environment(name), cold=cold), driver)
+        housekeeping.remove_orphans(progress)
+        return run_scenarios(spec, scenarios, expression, progress, keep=False)
+
+    for saved in itertools.chain([[]], saves(places)):
+        for file in saved:
+            click.echo(f"saved: {file}", err=True)
+        if _guard(once) == ExitStatus.INTERRUPTED:
+            return
+        click.echo("waiting for a save; Ctrl-C ends", err=True)
+
+
+@cli.command()
 @click.argument("env")
-@click.option("--driver", metavar="DIR", type=click.Path(path_type=Path), help="As for run.")
+@_driver_option
 @_cold_option
 def up(env: str, driver: Path | None, cold: bool) -> None:
     """Provide the environment ENV and leave it up."""
@@ -202,6 +238,11 @@ def clean(cache: bool, yes: bool) -> None:
     for item in waste:
         item.remove()
     click.echo(f"freed {total:.0f} MiB")
+
+
+def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:
+    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
+    return name, scenarios
 
 
 def _is_path(word: str) -> bool:
