@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smbdirect_testbed import __version__, housekeeping, paths
+from smbdirect_testbed.bench import report as bench_report
+from smbdirect_testbed.bench import rows as bench_rows
 from smbdirect_testbed.doctor import Status, diagnose
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.envfile import list_environments, load_environment
@@ -190,6 +193,36 @@ def down(instance: str | None) -> None:
         raise UsageError(f"{found.name} belongs to a run that goes on", hint="end that run first")
     found.remove()
     click.echo(f"{found.name} is down")
+
+
+@cli.command()
+@click.argument("rows", metavar="[ROW]...", nargs=-1, type=click.Choice(list(bench_rows.ROWS)))
+@click.option("--times", default=5, show_default=True, help="How often to measure each thing.")
+@click.option(
+    "--carrier",
+    "carriers",
+    multiple=True,
+    type=click.Choice(["vm", "uml"]),
+    help="Only this one; may be repeated.",
+)
+def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
+    """Measure how long things take, against their goals.
+
+    All rows take about half an hour, on a computer that does nothing else meanwhile.
+    """
+    progress = Progress()
+    housekeeping.remove_orphans(progress)
+    settings = bench_rows.Settings(times, carriers or bench_rows.carriers_here(), progress)
+    figures = []
+    for measure in bench_rows.chosen(rows).values():
+        for figure in measure(settings):
+            progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
+            figures.append(figure)
+    Console(highlight=False).print(bench_report.table(figures))
+    directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
+    click.echo(f"all figures: {bench_report.write(figures, directory)}")
+    if file := bench_report.plot(figures, directory):
+        click.echo(f"how set-up grows with hosts: {file}")
 
 
 @cli.command(name="list")

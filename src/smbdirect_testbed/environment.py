@@ -127,23 +127,25 @@ def provide(
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
-    image = provide_image(spec.image, progress)
-    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
-    built = provide_driver(spec.driver, image, progress, kernel)
     with ExitStack() as stack:
-        machines = _start_machines(spec, image, kernel, built, progress, directory, stack, keep)
+        started = stack.enter_context(started_machines(spec, progress, directory, keep=keep))
+        machines = started.machines
         with progress.phase("driver_load", "loading the driver"):
             places = {
                 name: Place(machine, stack.enter_context(running_agent(machine)))
                 for name, machine in machines.items()
             }
-            drivers = {name: LoadedDriver(machine, built) for name, machine in machines.items()}
+            drivers = {
+                name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
+            }
             for driver in drivers.values():
                 driver.load()
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
             hosts = stack.enter_context(made_hosts(spec, places, keep=keep))
         logs = {name: KernelLog(machine) for name, machine in machines.items()}
-        environment = Environment(spec, image, kernel, machines, drivers, hosts, logs, directory)
+        environment = Environment(
+            spec, started.image, started.kernel, machines, drivers, hosts, logs, directory
+        )
         with progress.phase("servers", "starting smbd"):
             for server in spec.servers:
                 if server.kind is ServerKind.SMBD:
@@ -155,31 +157,49 @@ def provide(
             _kept.append(stack.pop_all())
 
 
-def _start_machines(
-    spec: EnvironmentSpec,
-    image: Image,
-    kernel: UmlKernel | None,
-    built: BuiltDriver,
-    progress: Progress,
-    directory: Path,
-    stack: ExitStack,
-    keep: bool,
-) -> dict[str, Machine]:
-    """The machines that a spec names, with the wires between them."""
-    with wires_between_machines(spec) as wires:
-        return {
-            name: stack.enter_context(
-                started_machine(
-                    name,
-                    image,
-                    kernel,
-                    spec.machine,
-                    machine_directory(directory, name),
-                    progress,
-                    keep=keep,
-                    plan=None if kernel else template_plan(spec, name, built),
-                    wires=wires[name],
+@dataclass(frozen=True)
+class StartedMachines:
+    """Machines, and what they were started from.
+
+    :param kernel: the machines' kernel, if it is not the image's own
+    :param driver: to be loaded
+    """
+
+    image: Image
+    kernel: UmlKernel | None
+    driver: BuiltDriver
+    machines: Mapping[str, Machine]
+
+
+@contextmanager
+def started_machines(
+    spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
+) -> Iterator[StartedMachines]:
+    """The machines that a spec names, with the wires between them.
+
+    :param directory: the instance's state directory
+    :raises UsageError: the spec asks for something that is not there
+    :raises ProvisionError: a step failed
+    """
+    image = provide_image(spec.image, progress)
+    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
+    built = provide_driver(spec.driver, image, progress, kernel)
+    with ExitStack() as stack:
+        with wires_between_machines(spec) as wires:
+            machines = {
+                name: stack.enter_context(
+                    started_machine(
+                        name,
+                        image,
+                        kernel,
+                        spec.machine,
+                        machine_directory(directory, name),
+                        progress,
+                        keep=keep,
+                        plan=None if kernel else template_plan(spec, name, built),
+                        wires=wires[name],
+                    )
                 )
-            )
-            for name in spec.machines
-        }
+                for name in spec.machines
+            }
+        yield StartedMachines(image, kernel, built, machines)
