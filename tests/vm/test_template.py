@@ -193,5 +193,5 @@ def test_a_run_says_how_its_machine_started(testbed: Testbed) -> None:
     for options, start in (((), "clone"), (("--cold",), "cold")):
         outcome = testbed.run("run", "rxe", "-k", "loaded_from_our_build", *options)
         assert outcome.status == 0
-        facts = outcome.record["facts"]
+        facts = outcome.record["environment"]
         assert (facts["start"], bool(facts["template"])) == (start, start == "clone")
