@@ -17,10 +17,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import smbdirect
+if TYPE_CHECKING:
+    from smbdirect_testbed import socket as smbdirect
+else:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import smbdirect
 
 _HEADER = struct.Struct(">I")
 _FIELDS = [field.name for field in fields(smbdirect.ConnectionParameters)]
