@@ -52,6 +52,7 @@ def test_namespace_is_kept_by_its_sockets(client: Host, server: Host) -> None:
     result = _do(client, server, "kept")
     assert result["deletion seconds"] < _PROMPT
     assert result["seconds"] < _PROMPT
-    assert result["near"][1] == "ENETDOWN"
-    assert result["far"][1] in ("ECONNRESET", "EPIPE", "ENETDOWN")
+    for end in ("near", "far"):
+        # The link goes down before the device goes away: either may be first.
+        assert result[end][1] in ("ECONNRESET", "EPIPE", "ENETDOWN")
     assert result["listener"] == "ENETDOWN"
