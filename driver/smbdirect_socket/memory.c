@@ -14,7 +14,7 @@
 static unsigned int memory_limit_mb;
 module_param(memory_limit_mb, uint, 0444);
 MODULE_PARM_DESC(memory_limit_mb,
-		 "memory of all sockets together in MiB (default 0: an eighth of the machine's)");
+		 "memory of all sockets together in MiB (default 0: half of the machine's)");
 
 atomic_long_t sdsock_memory_allocated;
 DEFINE_PER_CPU(int, sdsock_memory_reserve);
@@ -23,7 +23,7 @@ int sdsock_memory_minimum;	/* 0: no socket may pass the limit */
 
 void __init sdsock_memory_init(void)
 {
-	long limit = totalram_pages() / 8;
+	long limit = totalram_pages() / 2;
 
 	if (memory_limit_mb)
 		limit = (long)memory_limit_mb << (20 - PAGE_SHIFT);

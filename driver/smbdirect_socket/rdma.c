@@ -77,6 +77,8 @@ static void sdsock_end_op(struct sdsock *ss, struct sdsock_op *op)
 	ss->rdma.bytes -= op->length;
 	spin_unlock(&ss->lock);
 	sdsock_free_op(ss, op);
+	/* who waits for a result may have none to wait for any more */
+	wake_up_interruptible(sk_sleep(sdsock_sk(ss)));
 }
 
 static void sdsock_complete_op(struct sdsock *ss, struct sdsock_op *op, int error)
