@@ -21,6 +21,8 @@ int sdsock_listen(struct socket *sock, int backlog)
 	ret = sdsock_autobind(ss);
 	if (!ret)
 		ret = sdsock_open(ss);
+	if (!ret)
+		ret = sdsock_apply_parameters(ss);
 	if (ret)
 		goto out;
 	ret = smbdirect_socket_listen(ss->sc, max(backlog, 1));
@@ -80,10 +82,13 @@ static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bo
 	struct sock *nsk = sk_alloc(sock_net(sk), sk->sk_family, GFP_KERNEL, sk->sk_prot, kern);
 
 	if (!nsk)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
+	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
 	sdsock_init(nsk);
+	if (!sdsock_charge_buffers(to_sdsock(nsk)))
+		return ERR_PTR(-ENOBUFS);	/* released with newsock */
 	return nsk;
 }
 
@@ -95,6 +100,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	if (sk->sk_state != TCP_LISTEN)
 		return sock_error(sk) ?: -EINVAL;
+	sdsock_size_children(to_sdsock(sk));
 	/* without waiting: close() must be able to take the transport away */
 	sc = smbdirect_socket_accept(to_sdsock(sk)->sc, 0, arg);
 	if (!sc)
@@ -102,10 +108,11 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
-	child->max_frame = sdsock_max_frame(sc);
-	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_attach(child, sc);
+	sdsock_note_parameters(child);
+	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_note_addresses(child);
+	trace_smbdirect_socket_accept(nsk, &child->agreed);
 	release_sock(nsk);
 	return 0;
 }
@@ -132,8 +139,8 @@ int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_acce
 		if (sdsock_acceptable(to_sdsock(sk)) && !nsk) {
 			/* released with newsock if it is not needed after all */
 			nsk = sdsock_new_child(sk, newsock, arg->kern);
-			if (!nsk)
-				return -ENOMEM;
+			if (IS_ERR(nsk))
+				return PTR_ERR(nsk);
 		}
 		lock_sock(sk);
 		if (nsk)

@@ -53,11 +53,26 @@ static int sdsock_child_ready(wait_queue_entry_t *watch, unsigned int mode, int 
 	return 0;
 }
 
+static int sdsock_credits_came(wait_queue_entry_t *watch, unsigned int mode, int flags,
+			       void *key)
+{
+	sdsock_tx_progress(container_of(watch, struct sdsock, credit_watch));
+	return 0;
+}
+
+static int sdsock_all_sent(wait_queue_entry_t *watch, unsigned int mode, int flags, void *key)
+{
+	sdsock_tx_progress(container_of(watch, struct sdsock, sent_watch));
+	return 0;
+}
+
 void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 {
 	init_waitqueue_func_entry(&ss->status_watch, sdsock_status_changed);
 	init_waitqueue_func_entry(&ss->data_watch, sdsock_data_arrived);
 	init_waitqueue_func_entry(&ss->ready_watch, sdsock_child_ready);
+	init_waitqueue_func_entry(&ss->credit_watch, sdsock_credits_came);
+	init_waitqueue_func_entry(&ss->sent_watch, sdsock_all_sent);
 
 	spin_lock(&ss->lock);
 	ss->sc = sc;
@@ -66,6 +81,8 @@ void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 	add_wait_queue(&sc->status_wait, &ss->status_watch);
 	add_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	add_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
+	add_wait_queue(&sc->send_io.credits.wait_queue, &ss->credit_watch);
+	add_wait_queue(&sc->send_io.pending.zero_wait_queue, &ss->sent_watch);
 
 	/* an accepted transport may have failed before we watched it */
 	if (READ_ONCE(sc->first_error))
@@ -87,7 +104,7 @@ int sdsock_open(struct sdsock *ss)
 	if (ret)
 		return ret;
 	sdsock_set_logging(sc);
-	sdsock_fill_parameters(&sp);
+	sdsock_fill_parameters(ss, &sp);
 	ret = smbdirect_socket_set_initial_parameters(sc, &sp);
 	if (!ret)
 		ret = smbdirect_socket_set_kernel_settings(sc, IB_POLL_WORKQUEUE, GFP_KERNEL);
@@ -96,6 +113,9 @@ int sdsock_open(struct sdsock *ss)
 		return ret;
 	}
 	ss->tx.closed = false;
+	ss->tx.stopped = false;
+	ss->tx.stalled = false;
+	ss->tx.most_credits = 0;
 	ss->tx.lost = false;
 	ss->tx.unsure = false;
 	ss->rx.frame_left = 0;
@@ -122,45 +142,6 @@ void sdsock_disconnect(struct smbdirect_socket *sc)
 }
 
 /*
- * Part with the transport. What it had received stays readable; what it had not
- * sent is lost. The caller gives it back, with smbdirect_socket_release().
- */
-static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
-{
-	struct smbdirect_socket *sc = ss->sc;
-
-	if (!sc)
-		return NULL;
-
-	spin_lock(&ss->lock);
-	ss->tx.closed = true;
-	spin_unlock(&ss->lock);
-	sdsock_disconnect(sc);
-	remove_wait_queue(&sc->status_wait, &ss->status_watch);
-	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
-	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
-	flush_work(&ss->tx.work);
-
-	mutex_lock(&ss->rx.lock);
-	if (!sock_flag(sdsock_sk(ss), SOCK_DEAD))
-		sdsock_salvage(ss);
-	spin_lock(&ss->lock);
-	ss->sc = NULL;
-	spin_unlock(&ss->lock);
-	mutex_unlock(&ss->rx.lock);
-	return sc;
-}
-
-/* Give the transport back, and with it the hold on the RDMA device. */
-void sdsock_detach(struct sdsock *ss)
-{
-	struct smbdirect_socket *sc = sdsock_part(ss);
-
-	if (sc)
-		smbdirect_socket_release(sc);
-}
-
-/*
  * Wait until what arrived before the disconnect has been put on the reassembly
  * list: the disconnect event can overtake the completions of receives.
  */
@@ -173,10 +154,72 @@ static void sdsock_settle(struct smbdirect_socket *sc)
 	flush_work(&sc->connect.work);
 }
 
+/* No more reaches the transport, and what has is out of the device's hands. */
+static void sdsock_stop(struct sdsock *ss)
+{
+	spin_lock(&ss->lock);
+	ss->tx.closed = true;
+	spin_unlock(&ss->lock);
+	sdsock_settle(ss->sc);
+	WRITE_ONCE(ss->tx.stopped, true);
+	queue_work(sdsock_tx_wq, &ss->tx.work);
+	flush_work(&ss->tx.work);
+	flush_work(&ss->rdma.work);
+}
+
+/*
+ * Part with the transport. What it had received stays readable; what it had not
+ * sent is lost. The caller gives it back, with sdsock_give_back().
+ */
+static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = ss->sc;
+
+	if (!sc)
+		return NULL;
+
+	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
+		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
+	sdsock_disconnect(sc);
+	remove_wait_queue(&sc->status_wait, &ss->status_watch);
+	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
+	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
+	remove_wait_queue(&sc->send_io.credits.wait_queue, &ss->credit_watch);
+	remove_wait_queue(&sc->send_io.pending.zero_wait_queue, &ss->sent_watch);
+	sdsock_stop(ss);
+	sdsock_free_regions(ss);
+
+	mutex_lock(&ss->rx.lock);
+	if (!sock_flag(sdsock_sk(ss), SOCK_DEAD))
+		sdsock_salvage(ss);
+	spin_lock(&ss->lock);
+	ss->sc = NULL;
+	spin_unlock(&ss->lock);
+	mutex_unlock(&ss->rx.lock);
+	return sc;
+}
+
+static void sdsock_give_back(struct sdsock *ss, struct smbdirect_socket *sc)
+{
+	smbdirect_socket_release(sc);
+	sdsock_uncharge_buffers(ss);
+}
+
+/* Give the transport back, and with it the hold on the RDMA device. */
+void sdsock_detach(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = sdsock_part(ss);
+
+	if (sc)
+		sdsock_give_back(ss, sc);
+}
+
 static void sdsock_fail(struct sock *sk, int error, int state)
 {
-	if (error)
+	if (error) {
 		WRITE_ONCE(sk->sk_err, -error);
+		trace_smbdirect_socket_error(sk, 0, error);
+	}
 	/* pairs with the reader's smp_load_acquire(): salvaged data comes first */
 	smp_store_release(&sk->sk_shutdown, SHUTDOWN_MASK);
 	sdsock_set_state(sk, state);
@@ -206,16 +249,18 @@ static struct smbdirect_socket *sdsock_connection_over(struct sdsock *ss)
 	int error = READ_ONCE(sc->first_error);
 	bool orderly;
 
-	sdsock_settle(sc);
-	flush_work(&ss->tx.work);
+	sdsock_stop(ss);
 	orderly = sdsock_orderly(sc, error);
 	if (ss->tx.unsure && atomic_read(&sc->send_io.pending.count))
 		ss->tx.lost = true;
 	if (sk->sk_state == TCP_SYN_SENT) {
 		if (!sdsock_negotiated(sc)) {
-			sdsock_part(ss);
+			if (error == -EINVAL)	/* of a device that has too little of something */
+				error = -EPROTONOSUPPORT;
+			/* the next attempt may need the address that it holds */
+			sdsock_detach(ss);
 			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
-			return sc;
+			return NULL;
 		}
 		/* accepted, and closed before we could look: a connection at its end */
 		sdsock_connected(ss);
@@ -270,5 +315,5 @@ void sdsock_event_work(struct work_struct *work)
 out:
 	release_sock(sk);
 	if (over)
-		smbdirect_socket_release(over);
+		sdsock_give_back(ss, over);
 }

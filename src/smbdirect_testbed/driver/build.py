@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from smbdirect_testbed import cache, paths
 from smbdirect_testbed.driver.manifest import (
     LAUNCHER,
+    LIBRARY,
     PRELOAD,
     BuiltDriver,
     read_manifest,
@@ -55,7 +56,7 @@ _OPTIONS = {
 """Kernel options of the driver, which the distribution's kernels have switched off."""
 
 _SHOWN_ERRORS = 10
-_OUR_CODE = ("smbdirect_socket", "preload")
+_OUR_CODE = ("include", "libsmbdirect", "smbdirect_socket", "preload")
 
 
 def provide_driver(
@@ -120,6 +121,7 @@ def _build(
         places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | _MODULES
         outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
         outputs |= {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
+        outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
         root.run(["true"], outputs=outputs)
     cache.remove(tree)
     return tuple(places)
@@ -138,7 +140,7 @@ def _steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
     return [
         *([*kbuild, f"M={work / part}", "modules"] for part in (SMB, SIW)),
         [*kbuild, *socket, "modules"],
-        ["make", "-C", str(work / "preload")],
+        *(["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")),
     ]
 
 

@@ -1,0 +1,36 @@
+"""libsmbdirect: the C library's calls, all of them, over a connection of a host with itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smbdirect_testbed.driver.manifest import LIBRARY
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.program import Program
+
+_PROGRAM = Path(__file__).with_name("programs") / "socket_library.py"
+
+
+def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
+    end = client.end_towards(server)
+    library = driver.directory / LIBRARY
+    result = Program(_PROGRAM, client, server).do(library, end.ipv4.ip, end.device)
+    assert result == {
+        "refused": "EINVAL",
+        "inherited": 100,
+        "default": 255,
+        "length": 100000,
+        "read": 100000,
+        "same": True,
+        "twice": "ENOENT",
+        "written": 100000,
+        "arrived": True,
+        "wrong side": "ENOTSUP",
+        "too small": "ENOBUFS",
+        "sent": 8,
+        "message": "\0\0\0\4done",
+        "capable": 1,
+        "no interface": "ENODEV",
+        "long name": "ENODEV",
+    }
