@@ -17,6 +17,7 @@ from rich.table import Table
 
 from smbdirect_testbed import __version__, housekeeping
 from smbdirect_testbed.doctor import Status, diagnose
+from smbdirect_testbed.echo.cli import echo
 from smbdirect_testbed.envfile import list_environments, load_environment
 from smbdirect_testbed.environment import anything_kept
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
@@ -194,6 +195,9 @@ def clean(cache: bool, yes: bool) -> None:
     for item in waste:
         item.remove()
     click.echo(f"freed {total:.0f} MiB")
+
+
+cli.add_command(echo)
 
 
 def _is_path(word: str) -> bool:
