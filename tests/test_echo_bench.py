@@ -23,9 +23,10 @@ from smbdirect_testbed.echo.bench_plot import PlotUnavailable, plot
 from smbdirect_testbed.echo.bench_report import NoResults, load, table
 from smbdirect_testbed.echo.client import WrongAnswer
 from smbdirect_testbed.echo.connection import Transport, listen
+from smbdirect_testbed.echo.operation import Operation
 from smbdirect_testbed.echo.protocol import EchoRequest, repeated, reply_count
 from smbdirect_testbed.echo.server import EchoServer
-from smbdirect_testbed.echo.workload import Operation, Workload
+from smbdirect_testbed.echo.workload import Workload
 
 LOCALHOST = "127.0.0.1"
 

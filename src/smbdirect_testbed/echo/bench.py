@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from smbdirect_testbed.echo.connection import Transport, connect
-from smbdirect_testbed.echo.workload import Operation, Workload
+from smbdirect_testbed.echo.operation import Operation
+from smbdirect_testbed.echo.workload import Workload
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _NANO = 1_000_000_000

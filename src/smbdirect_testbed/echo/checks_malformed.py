@@ -241,8 +241,8 @@ def noise(context: Context) -> None:
     """Frames of random bytes, and requests with random bytes changed"""
     good = TransferRequest(_ID, _TRANSFERS[0], _NEVER_SET_UP, 0, 0, 8, (_SOMEWHERE,)).encode()
     client = context.client
-    for _ in range(60):
-        if context.random.random() < 0.2:
+    for attempt in range(60):
+        if not attempt % 15:
             request = bytearray(context.random.randbytes(context.random.randrange(1, 200)))
         else:
             request = bytearray(good)

@@ -13,10 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smbdirect_testbed.echo.bench import Plan, measure
-from smbdirect_testbed.echo.bench_plot import PlotUnavailable, plot
-from smbdirect_testbed.echo.bench_report import NoResults, load, table
-from smbdirect_testbed.echo.checking import CheckResult, Outcome, Target
 from smbdirect_testbed.echo.client import Refused, WrongAnswer
 from smbdirect_testbed.echo.connection import (
     DEFAULT_PORTS,
@@ -25,12 +21,14 @@ from smbdirect_testbed.echo.connection import (
     connect,
     listen,
 )
-from smbdirect_testbed.echo.server import EchoServer, Limits
-from smbdirect_testbed.echo.suite import ALL_CHECKS, run_suite
-from smbdirect_testbed.echo.workload import Operation
+from smbdirect_testbed.echo.operation import Operation
 
 if TYPE_CHECKING:
+    from smbdirect_testbed.echo.checking import CheckResult
     from smbdirect_testbed.socket import ConnectionParameters
+
+# Each action imports what it needs: the packed file is compiled at every start, and an emulated
+# machine takes a second for all of it.
 
 # The same numbers as the testbed's own command line; that needs more than the standard library.
 _PASSED, _FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 0, 1, 2, 3, 130
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.do(options)
         sys.stdout.flush()
         return status
-    except (_UsageError, NoResults, PlotUnavailable) as e:
+    except _UsageError as e:
         return _complain(str(e), _USAGE)
     except (Refused, WrongAnswer, Disconnected) as e:
         return _complain(str(e), _FAILED)
@@ -66,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
+    from smbdirect_testbed.echo.server import EchoServer, Limits
+
     limits = Limits(connections=options.most_connections, patience=options.patience)
     parameters = _parameters(options)
     with ExitStack() as stack:
@@ -87,6 +87,9 @@ def serve(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the checks against a server."""
+    from smbdirect_testbed.echo.checking import Outcome, Target
+    from smbdirect_testbed.echo.suite import ALL_CHECKS, run_suite
+
     if options.list:
         for check in ALL_CHECKS:
             print(f"{check.name:32} {check.about}{' (RDMA)' if check.rdma else ''}")
@@ -134,6 +137,9 @@ def _show(result: CheckResult, *, as_json: bool) -> None:
 
 def bench(options: argparse.Namespace) -> int:
     """Measure against a server, the transports taking turns; every payload is verified."""
+    from smbdirect_testbed.echo.bench import Plan, measure
+    from smbdirect_testbed.echo.bench_report import table
+
     plan = Plan(
         options.address,
         _ports(options),
@@ -160,7 +166,12 @@ def bench(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Show results that bench left as JSON, from this machine or another."""
-    document = load(options.file)
+    from smbdirect_testbed.echo.bench_report import NoResults, load, table
+
+    try:
+        document = load(options.file)
+    except NoResults as e:
+        raise _UsageError(str(e)) from e
     print(table(document))
     if options.plot:
         _plot(document, options.plot)
@@ -168,9 +179,11 @@ def report(options: argparse.Namespace) -> int:
 
 
 def _plot(document: dict[str, object], path: Path) -> None:
+    from smbdirect_testbed.echo.bench_plot import PlotUnavailable, plot
+
     try:
         plot(document, path)
-    except ValueError as e:
+    except (PlotUnavailable, ValueError) as e:
         raise _UsageError(f"no plot: {e}") from e
 
 

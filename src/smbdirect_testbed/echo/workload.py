@@ -9,13 +9,13 @@ import socket
 import struct
 from collections import deque
 from contextlib import ExitStack
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
 from smbdirect_testbed.echo import rdma
 from smbdirect_testbed.echo.client import EchoClient, Refused, WrongAnswer
 from smbdirect_testbed.echo.connection import Connection, Disconnected, Silence, frame
+from smbdirect_testbed.echo.operation import Operation
 from smbdirect_testbed.echo.protocol import (
     UINT32_MAX,
     Descriptor,
@@ -36,31 +36,6 @@ _PAYLOADS = 4
 """Payloads that take turns: what is left of the last one must not pass for the next."""
 _RECEIVE_FACTOR = 16
 _SMALLEST_BUFFER = 64 * 1024
-
-
-class Operation(StrEnum):
-    """What is measured."""
-
-    ECHO = "echo"
-    """Data to the server and back."""
-    SEND = "send"
-    """Data to the server; its first 8 bytes come back."""
-    RECEIVE = "receive"
-    """Data from the server, for a request of a sixteenth of the size."""
-    RDMA_READ = "rdma-read"
-    """Data from the server, which writes them into our memory."""
-    RDMA_WRITE = "rdma-write"
-    """Data to the server, which reads them from our memory."""
-
-    @property
-    def rdma(self) -> bool:
-        """Whether it needs RDMA."""
-        return self in (Operation.RDMA_READ, Operation.RDMA_WRITE)
-
-    @property
-    def ways(self) -> int:
-        """How many times the data travel."""
-        return 2 if self is Operation.ECHO else 1
 
 
 class _Pipe:
