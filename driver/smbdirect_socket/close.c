@@ -106,10 +106,13 @@ static void sdsock_finish(struct sdsock *ss)
 	cancel_work_sync(&ss->event_work);
 	cancel_work_sync(&ss->shutdown_work);
 	cancel_work_sync(&ss->tx.work);
+	cancel_work_sync(&ss->rdma.work);
+	sdsock_unregister(sk);
 
 	list_for_each_entry_safe(frame, next_frame, &ss->tx.queue, list)
 		kvfree(frame);
 	kvfree(ss->tx.frame);
+	sdsock_free_ops(ss);
 	list_for_each_entry_safe(chunk, next_chunk, &ss->rx.chunks, list)
 		kvfree(chunk);
 	sdsock_set_state(sk, TCP_CLOSE);

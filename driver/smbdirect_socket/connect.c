@@ -7,19 +7,15 @@
 
 #include "../common/smb2status.h"
 
-u32 sdsock_max_frame(const struct smbdirect_socket *sc)
-{
-	return min(sc->parameters.max_fragmented_send_size, SDSOCK_MAX_FRAME);
-}
-
 /* The transport is negotiated; lock_sock() is held. */
 void sdsock_connected(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
-	ss->max_frame = sdsock_max_frame(sc);
+	sdsock_note_parameters(ss);
 	sdsock_note_addresses(ss);
 	sdsock_set_state(sdsock_sk(ss), TCP_ESTABLISHED);
+	trace_smbdirect_socket_connected(sdsock_sk(ss), &ss->agreed);
 	/*
 	 * The accepting side has no credits until our first message. Send an
 	 * empty one, or a server that speaks first waits for our keepalive.
@@ -61,16 +57,20 @@ static int sdsock_start_connect(struct sdsock *ss, struct sockaddr_storage *peer
 	if (ret)
 		return ret;
 	ret = sdsock_open(ss);
+	if (!ret)
+		ret = sdsock_apply_parameters(ss);
 	if (ret)
 		return ret;
 
 	WRITE_ONCE(sk->sk_shutdown, 0);
+	ss->active = true;
 	ss->connect_done = false;
 	ss->dead_listener = false;
 	ss->sc->rdma.cm_id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
 	/* before any event can ask for it */
 	sdsock_set_state(sk, TCP_SYN_SENT);
 	sdsock_note_peer(sk, peer);
+	trace_smbdirect_socket_connect(sk, 0, 0);
 	ret = smbdirect_connect(ss->sc, (struct sockaddr *)peer);
 	if (ret) {
 		sdsock_set_state(sk, TCP_CLOSE);

@@ -21,6 +21,8 @@ int sdsock_listen(struct socket *sock, int backlog)
 	ret = sdsock_autobind(ss);
 	if (!ret)
 		ret = sdsock_open(ss);
+	if (!ret)
+		ret = sdsock_apply_parameters(ss);
 	if (ret)
 		goto out;
 	ret = smbdirect_socket_listen(ss->sc, max(backlog, 1));
@@ -83,6 +85,7 @@ static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bo
 		return NULL;
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
+	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
 	sdsock_init(nsk);
 	return nsk;
 }
@@ -95,6 +98,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	if (sk->sk_state != TCP_LISTEN)
 		return sock_error(sk) ?: -EINVAL;
+	sdsock_size_children(to_sdsock(sk));
 	/* without waiting: close() must be able to take the transport away */
 	sc = smbdirect_socket_accept(to_sdsock(sk)->sc, 0, arg);
 	if (!sc)
@@ -102,10 +106,11 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
-	child->max_frame = sdsock_max_frame(sc);
-	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_attach(child, sc);
+	sdsock_note_parameters(child);
+	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_note_addresses(child);
+	trace_smbdirect_socket_accept(nsk, &child->agreed);
 	release_sock(nsk);
 	return 0;
 }

@@ -5,6 +5,7 @@
 #include "sdsock.h"
 
 #include <linux/poll.h>
+#include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 #include <asm/ioctls.h>
 
@@ -45,9 +46,32 @@ __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait)
 
 	if (readable)
 		mask |= EPOLLIN | EPOLLRDNORM;
+	if (sdsock_has_result(ss))
+		mask |= EPOLLPRI;
 	if (shutdown & SEND_SHUTDOWN || sdsock_writable(ss))
 		mask |= EPOLLOUT | EPOLLWRNORM;
 	return mask;
+}
+
+/* Can SMB-Direct use an interface? smbdirect looks at what lies beneath it, too. */
+static int sdsock_netif_capable(struct net *net, struct smbdirect_netif __user *arg)
+{
+	struct net_device *dev;
+	struct smbdirect_netif netif;
+
+	if (copy_from_user(&netif, arg, sizeof(netif)))
+		return -EFAULT;
+	netif.name[sizeof(netif.name) - 1] = 0;
+	netif.node_type = 0;
+
+	rtnl_lock();
+	dev = __dev_get_by_name(net, netif.name);
+	if (dev)
+		netif.node_type = smbdirect_netdev_rdma_capable_node_type(dev);
+	rtnl_unlock();
+	if (!dev)
+		return -ENODEV;
+	return copy_to_user(arg, &netif, sizeof(netif)) ? -EFAULT : 0;
 }
 
 int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
@@ -55,6 +79,8 @@ int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	struct sock *sk = sock->sk;
 
 	switch (cmd) {
+	case SMBDIRECT_NETIF_RDMA_CAPABLE:
+		return sdsock_netif_capable(sock_net(sk), (void __user *)arg);
 	case SIOCINQ:
 		if (sk->sk_state == TCP_LISTEN)
 			return -EINVAL;

@@ -267,7 +267,7 @@ int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flag
 	if (flags & MSG_ERRQUEUE)
 		return -EAGAIN;
 	if (flags & MSG_OOB)
-		return -EINVAL;
+		return sdsock_collect(sk, msg, flags);
 
 	if (mutex_lock_interruptible(&ss->rx.reader))
 		return sock_intr_errno(timeo);
@@ -304,5 +304,6 @@ int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flag
 		}
 	}
 	mutex_unlock(&ss->rx.reader);
+	trace_smbdirect_socket_receive(sk, done, done ? 0 : ret);
 	return done ?: ret;
 }

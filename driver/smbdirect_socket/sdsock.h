@@ -12,6 +12,8 @@
  *   rx.reader     one reader at a time; held while copying to userspace
  *   rx.lock       moving segments off the transport; never held across a fault
  *   tx.writer     one writer at a time; held while copying from userspace
+ *   rdma.reader   one reader of results at a time; held while copying to userspace
+ *   rdma.lock     registrations, and the transport while one is made
  *   lock          the transport pointer as seen by poll, the list of frames
  * The transport's own wait queue locks nest inside none of these: its
  * callbacks only wake or queue work.
@@ -32,14 +34,14 @@
 #include <net/ipv6.h>
 #include <net/sock.h>
 
-#ifndef IPPROTO_SMBDIRECT
-#define IPPROTO_SMBDIRECT 257
-#endif
+#include "../include/smbdirect_socket.h"
 
 /* The length that precedes each frame in the byte stream, as in [MS-SMB2] 2.1 */
 #define SDSOCK_PREFIX_LEN sizeof(__be32)
 /* 24 bits of it are a length; a peer may claim to take more */
 #define SDSOCK_MAX_FRAME 0xffffffU
+/* One RDMA read, write or registration */
+#define SDSOCK_MAX_READ_WRITE SZ_8M
 
 /* A piece of the incoming byte stream, prefix included where a frame starts */
 struct sdsock_chunk {
@@ -54,7 +56,32 @@ struct sdsock_frame {
 	struct list_head list;
 	u32 filled;
 	u32 size;		/* with the prefix */
+	bool invalidate;	/* the peer's registration */
+	u32 token;
 	u8 data[];
+};
+
+/* Memory of a process that the peer may access */
+struct sdsock_region {
+	struct list_head list;
+	struct smbdirect_mr_io *mr;
+	struct mm_struct *mm;	/* as whose locked memory it counts */
+	struct page **pages;
+	u32 num_pages;
+	u32 num_pinned;
+	u32 token;
+	bool writable;		/* by the peer */
+};
+
+/* An RDMA operation, from sendmsg() until its result is fetched */
+struct sdsock_op {
+	struct list_head list;
+	struct smbdirect_rdma_completion result;
+	struct sdsock_region *region;	/* to end */
+	u8 *data;
+	u32 length;		/* of data */
+	u32 count;		/* of descriptors */
+	struct smbdirect_descriptor_v1 descriptors[];
 };
 
 struct sdsock_rx {
@@ -69,6 +96,8 @@ struct sdsock_tx {
 	struct mutex writer;
 	u8 prefix[SDSOCK_PREFIX_LEN];
 	u8 prefix_len;
+	bool invalidate;	/* with the frame whose prefix is being written */
+	u32 token;
 	struct sdsock_frame *frame;
 	struct list_head queue;	/* under sdsock.lock */
 	size_t bytes;		/* in queue, under sdsock.lock */
@@ -79,6 +108,18 @@ struct sdsock_tx {
 	bool unsure;		/* all of it was posted, but not all was completed */
 	struct work_struct work;
 	wait_queue_head_t idle;	/* queue became empty, or closed was set */
+};
+
+struct sdsock_rdma {
+	struct mutex lock;
+	struct list_head regions;
+	u32 num_regions;
+	struct mutex reader;
+	struct list_head waiting;	/* this and the rest under sdsock.lock */
+	struct list_head done;
+	size_t ops;		/* in both lists, and under way */
+	size_t bytes;		/* of their data */
+	struct work_struct work;
 };
 
 struct sdsock {
@@ -93,11 +134,16 @@ struct sdsock {
 	bool bound;
 	bool dead_listener;	/* the device went away under it */
 	bool connect_done;	/* connect() has returned 0 for this connection */
+	bool active;		/* this side connected, the other accepted */
 	struct sockaddr_storage bound_addr;
 	u32 max_frame;		/* what the peer takes, without the prefix */
+	struct smbdirect_parameters wanted;	/* by setsockopt(), 0: the default */
+	struct smbdirect_parameters agreed;	/* once connected */
 
 	struct sdsock_rx rx;
 	struct sdsock_tx tx;
+	struct sdsock_rdma rdma;
+	struct list_head registry;
 
 	struct work_struct event_work;
 	struct work_struct shutdown_work;
@@ -126,10 +172,26 @@ static inline void sdsock_set_state(struct sock *sk, int state)
 extern struct workqueue_struct *sdsock_event_wq;
 extern struct workqueue_struct *sdsock_tx_wq;
 extern struct workqueue_struct *sdsock_end_wq;
-extern unsigned int sdsock_linger_ms;
-void sdsock_fill_parameters(struct smbdirect_socket_parameters *sp);
-void sdsock_set_logging(struct smbdirect_socket *sc);
 int sdsock_init(struct sock *sk);
+
+/* options.c */
+extern unsigned int sdsock_linger_ms;
+void sdsock_fill_parameters(const struct sdsock *ss, struct smbdirect_socket_parameters *sp);
+int sdsock_apply_parameters(struct sdsock *ss);
+void sdsock_size_children(struct sdsock *ss);
+void sdsock_note_parameters(struct sdsock *ss);
+int sdsock_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
+		      unsigned int optlen);
+int sdsock_getsockopt(struct socket *sock, int level, int optname, char __user *optval,
+		      int __user *optlen);
+void sdsock_set_logging(struct smbdirect_socket *sc);
+int sdsock_check_module_parameters(void);
+
+/* registry.c */
+void sdsock_register(struct sock *sk);
+void sdsock_unregister(struct sock *sk);
+int sdsock_registry_init(void);
+void sdsock_registry_exit(void);
 
 /* transport.c: life of ss->sc; callers hold lock_sock() or are the last user */
 int sdsock_open(struct sdsock *ss);
@@ -152,7 +214,6 @@ int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
 int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
 void sdsock_connected(struct sdsock *ss);
 bool sdsock_negotiated(struct smbdirect_socket *sc);
-u32 sdsock_max_frame(const struct smbdirect_socket *sc);
 
 /* listen.c */
 int sdsock_listen(struct socket *sock, int backlog);
@@ -171,6 +232,19 @@ int sdsock_inq(struct sdsock *ss);
 void sdsock_salvage(struct sdsock *ss);
 void sdsock_discard(struct sdsock *ss);
 
+/* rdma.c, region.c */
+void sdsock_init_rdma(struct sdsock *ss);
+int sdsock_submit(struct sock *sk, struct msghdr *msg, size_t len);
+int sdsock_collect(struct sock *sk, struct msghdr *msg, int flags);
+bool sdsock_has_result(struct sdsock *ss);
+void sdsock_free_ops(struct sdsock *ss);
+void sdsock_rdma_work(struct work_struct *work);
+int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
+			   struct smbdirect_descriptor_v1 *descriptor);
+struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
+void sdsock_free_region(struct sdsock_region *region);
+void sdsock_free_regions(struct sdsock *ss);
+
 /* poll.c */
 __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);
 int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
@@ -180,5 +254,7 @@ int sdsock_shutdown(struct socket *sock, int how);
 int sdsock_release(struct socket *sock);
 void sdsock_shutdown_work(struct work_struct *work);
 void sdsock_close_work(struct work_struct *work);
+
+#include "trace.h"
 
 #endif

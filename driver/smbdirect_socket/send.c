@@ -24,7 +24,8 @@ static bool sdsock_send_frame(struct sdsock *ss, struct sdsock_frame *frame)
 	int ret;
 
 	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, frame->size);
-	ret = smbdirect_connection_send_iter(ss->sc, &iter, 0, false, 0);
+	ret = smbdirect_connection_send_iter(ss->sc, &iter, 0, frame->invalidate, frame->token);
+	trace_smbdirect_socket_send(sdsock_sk(ss), frame->size, min(ret, 0));
 	if (ret >= 0)
 		return true;
 	/*
@@ -115,9 +116,9 @@ static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
 	}
 
 	size = get_unaligned_be32(ss->tx.prefix);
-	if (size > ss->max_frame) {
+	if (size > ss->max_frame || (!size && ss->tx.invalidate)) {
 		iov_iter_revert(&msg->msg_iter, n);
-		return -EMSGSIZE;
+		return size ? -EMSGSIZE : -EINVAL;
 	}
 	if (size) {
 		struct sdsock_frame *frame;
@@ -131,8 +132,11 @@ static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
 		memcpy(frame->data, ss->tx.prefix, SDSOCK_PREFIX_LEN);
 		frame->filled = SDSOCK_PREFIX_LEN;
 		frame->size = SDSOCK_PREFIX_LEN + size;
+		frame->invalidate = ss->tx.invalidate;
+		frame->token = ss->tx.token;
 		WRITE_ONCE(ss->tx.frame, frame);
 	}
+	ss->tx.invalidate = false;
 	/* the wire has no empty message that its receiver would be told of */
 	ss->tx.prefix_len = 0;
 	return n;
@@ -175,16 +179,48 @@ static int sdsock_may_send(struct sock *sk)
 	}
 }
 
+/* The peer's registration that a control message names; 0, or 1 if there is none */
+static int sdsock_find_token(struct msghdr *msg, u32 *token)
+{
+	const struct smbdirect_remote_invalidate *request;
+	struct cmsghdr *cmsg;
+	int ret = 1;
+
+	for_each_cmsghdr(cmsg, msg) {
+		if (!CMSG_OK(msg, cmsg))
+			return -EINVAL;
+		if (cmsg->cmsg_level != SOL_SMBDIRECT)
+			continue;
+		if ((u32)cmsg->cmsg_type != SMBDIRECT_REMOTE_INVALIDATE || !ret ||
+		    cmsg->cmsg_len != CMSG_LEN(sizeof(*request)))
+			return -EINVAL;
+		request = CMSG_DATA(cmsg);
+		*token = request->remote_token;
+		ret = 0;
+	}
+	return ret;
+}
+
 int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
 	struct sock *sk = sock->sk;
 	struct sdsock *ss = to_sdsock(sk);
 	long timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
+	bool invalidate;
 	size_t done = 0;
 	ssize_t ret;
+	u32 token;
 
-	if (msg->msg_flags & (MSG_OOB | MSG_FASTOPEN))
+	if (msg->msg_flags & MSG_FASTOPEN)
 		return -EOPNOTSUPP;
+	if (msg->msg_flags & MSG_OOB) {
+		ret = sdsock_submit(sk, msg, len);
+		return ret == -EPIPE ? sk_stream_error(sk, msg->msg_flags, ret) : ret;
+	}
+	ret = sdsock_find_token(msg, &token);
+	if (ret < 0)
+		return ret;
+	invalidate = !ret;
 
 	ret = mutex_lock_interruptible(&ss->tx.writer);
 	if (ret)
@@ -209,9 +245,21 @@ int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		}
 		if (ret || !msg_data_left(msg))
 			break;
+		if (invalidate) {
+			/* goes with a frame that begins in this call */
+			ret = -EINVAL;
+			if (ss->tx.frame || ss->tx.prefix_len)
+				break;
+			ss->tx.invalidate = true;
+			ss->tx.token = token;
+			invalidate = false;
+		}
 		ret = ss->tx.frame ? sdsock_take_payload(ss, msg) : sdsock_take_prefix(ss, msg);
-		if (ret < 0)
+		if (ret < 0) {
+			if (!ss->tx.prefix_len)
+				ss->tx.invalidate = false;
 			break;
+		}
 		done += ret;
 		ret = 0;
 	} while (msg_data_left(msg));

@@ -87,7 +87,7 @@ int sdsock_open(struct sdsock *ss)
 	if (ret)
 		return ret;
 	sdsock_set_logging(sc);
-	sdsock_fill_parameters(&sp);
+	sdsock_fill_parameters(ss, &sp);
 	ret = smbdirect_socket_set_initial_parameters(sc, &sp);
 	if (!ret)
 		ret = smbdirect_socket_set_kernel_settings(sc, IB_POLL_WORKQUEUE, GFP_KERNEL);
@@ -132,6 +132,8 @@ void sdsock_detach(struct sdsock *ss)
 	if (!sc)
 		return;
 
+	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
+		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
 	spin_lock(&ss->lock);
 	ss->tx.closed = true;
 	spin_unlock(&ss->lock);
@@ -140,6 +142,8 @@ void sdsock_detach(struct sdsock *ss)
 	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
 	flush_work(&ss->tx.work);
+	flush_work(&ss->rdma.work);
+	sdsock_free_regions(ss);
 
 	mutex_lock(&ss->rx.lock);
 	if (!sock_flag(sdsock_sk(ss), SOCK_DEAD))
@@ -167,8 +171,10 @@ static void sdsock_settle(struct smbdirect_socket *sc)
 
 static void sdsock_fail(struct sock *sk, int error, int state)
 {
-	if (error)
+	if (error) {
 		WRITE_ONCE(sk->sk_err, -error);
+		trace_smbdirect_socket_error(sk, 0, error);
+	}
 	/* pairs with the reader's smp_load_acquire(): salvaged data comes first */
 	smp_store_release(&sk->sk_shutdown, SHUTDOWN_MASK);
 	sdsock_set_state(sk, state);
