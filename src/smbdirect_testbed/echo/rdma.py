@@ -23,7 +23,7 @@ def write_to_peer(connection: Connection, descriptors: Sequence[Descriptor], dat
     from smbdirect_testbed import socket as smbdirect
 
     theirs = [smbdirect.Descriptor(*d) for d in descriptors]
-    return smbdirect.rdma_writev(connection.socket, theirs, [data])
+    return smbdirect.rdma_writev(connection.socket, theirs, [memoryview(data)])
 
 
 def read_from_peer(connection: Connection, descriptors: Sequence[Descriptor], data: Buffer) -> int:
@@ -34,7 +34,7 @@ def read_from_peer(connection: Connection, descriptors: Sequence[Descriptor], da
     from smbdirect_testbed import socket as smbdirect
 
     theirs = [smbdirect.Descriptor(*d) for d in descriptors]
-    return smbdirect.rdma_readv(connection.socket, theirs, [data])
+    return smbdirect.rdma_readv(connection.socket, theirs, [memoryview(data)])
 
 
 def most_bytes(connection: Connection) -> int:
