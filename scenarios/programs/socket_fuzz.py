@@ -81,6 +81,8 @@ class Fuzzer:
         self._trap_address = ctypes.addressof(ctypes.c_char.from_buffer(self._trap))
         # Memory that ends in the middle: what is copied to or from it faults half way.
         _LIBC.mprotect(ctypes.c_void_p(self._trap_address + mmap.PAGESIZE), mmap.PAGESIZE, 0)
+        # What the peer may write to is no memory of Python's.
+        self._memory = memoryview(mmap.mmap(-1, _LARGE))
         self._unix = socket.socketpair()
         for end in self._unix:
             end.setblocking(False)
@@ -102,6 +104,9 @@ class Fuzzer:
             (4, self.poll),
             (3, self.shut_down),
             (3, self.names),
+            (5, self.set_parameters),
+            (8, self.rdma),
+            (5, self.rdma_result),
             (2, self.raw_bind_or_connect),
             (2, self.pass_on),
             (2, self.splice),
@@ -305,6 +310,47 @@ class Fuzzer:
         call = self.random.choice((_LIBC.getsockname, _LIBC.getpeername))
         _raise_if(call(number, room, ctypes.byref(length)) < 0)
 
+    def set_parameters(self) -> None:
+        numbers = (0, 0, 0, 0, 1, 16, 128, 255, 1000, 4096, 131072, 8 << 20, 0xFFFFFFFF)
+        wanted = [0] * 14
+        while self.random.random() < 0.7:
+            wanted[self.random.randrange(14)] = self.random.choice(numbers)
+        size = self.random.choice((56, 56, 56, 44, 4, 60))
+        value = (struct.pack("=14I", *wanted) + bytes(8))[:size]
+        self._any().setsockopt(SOL_SMBDIRECT, 1, value)
+
+    def rdma(self) -> None:
+        """Register, deregister, read, write; tokens are guessed."""
+        number = self.random.choice((0x20, 0x21, 0x21, 0x22, 0x23, 0x24))
+        size = 4 if number == 0x20 else 16
+        kind = 1 << 30 | (0 if number == 0x20 else 1 << 31) | size << 16 | ord("S") << 8 | number
+        token = self.random.randrange(1, 80) << 8 | self.random.getrandbits(8)
+        length = self.random.choice((0, 1, 4096, 5000, 100_000, 0xFFFFFFFF))
+        count = self.random.choice((0, 1, 1, 2, 16, 300))
+        control = struct.pack("=Q", self.random.getrandbits(3))
+        if number == 0x20:
+            control = struct.pack("=I", token)
+        elif number == 0x21:
+            control += struct.pack("=II", self.random.choice((0, 1, 1, 2)), 0)
+        elif number == 0x22:
+            control += struct.pack("=II", token, 0)
+        else:
+            control += struct.pack("=II", length, count)
+            for _ in range(count):
+                control += struct.pack("<QII", self.random.getrandbits(40), token, length)
+        if self.random.random() < 0.05:
+            control = control[: self.random.randrange(len(control))]
+        at, end = sorted(self.random.randrange(_LARGE) for _ in range(2))
+        part = self._memory[at : min(end, at + min(length, 1 << 18))]
+        self._any().sendmsg(
+            [part], [(SOL_SMBDIRECT, _signed(kind), control)], socket.MSG_OOB | self._flags()
+        )
+
+    def rdma_result(self) -> None:
+        room = self.random.choice((0, 16, 56, 64, 4096))
+        flags = socket.MSG_OOB | socket.MSG_DONTWAIT | self._flags()
+        self._any().recvmsg_into([bytearray(self._size())], room, flags)
+
     def raw_bind_or_connect(self) -> None:
         family = self.random.choice((0, 0, 1, 2, 10, 16, 0xFFFF))
         address = struct.pack("HH", family, 0x5E15) + self.random.randbytes(124)
@@ -356,6 +402,10 @@ class Fuzzer:
     def close(self) -> None:
         if self._sockets:
             self._sockets.pop(self.random.randrange(len(self._sockets))).close()
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 32) if number >> 31 else number
 
 
 def _raise_if(failed: bool) -> None:
