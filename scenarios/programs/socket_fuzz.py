@@ -34,7 +34,7 @@ _PORTS = (5470, 5471, 5472, 5473)
 _MOST_SOCKETS = 8
 """Of one process: a connection takes megabytes of kernel memory."""
 _WORKERS = 3
-_TICK = 0.05
+_TICK = 0.1
 """Seconds after which a call that blocks is interrupted."""
 _ROUND = 1.5
 """Seconds of operations in a round."""
@@ -123,18 +123,20 @@ class Fuzzer:
         while time.monotonic() < until:
             ((_, operation),) = self.random.choices(self._operations, weights)
             name = operation.__name__
+            result = "ok"
             try:
-                self._calling = True
-                operation()
-                result = "ok"
+                # The inner one, so that no tick comes while another exception is looked at.
+                try:
+                    self._calling = True
+                    operation()
+                finally:
+                    self._calling = False
             except _Tick:
                 result = "interrupted"
             except OSError as e:
                 result = errno.errorcode.get(e.errno or 0, str(e))
             except (ValueError, OverflowError):
                 result = "refused by Python"
-            finally:
-                self._calling = False
             self.counts[f"{name} {result}"] += 1
             while len(self._sockets) > _MOST_SOCKETS:
                 self._sockets.pop(self.random.randrange(len(self._sockets))).close()
