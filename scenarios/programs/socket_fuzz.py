@@ -77,6 +77,7 @@ class Fuzzer:
         self._peers = peers
         self._sockets = sockets
         self._calling = False
+        self._peered: set[int] = set()
         self._trap = mmap.mmap(-1, 3 * mmap.PAGESIZE)
         self._trap_address = ctypes.addressof(ctypes.c_char.from_buffer(self._trap))
         # Memory that ends in the middle: what is copied to or from it faults half way.
@@ -88,8 +89,8 @@ class Fuzzer:
             end.setblocking(False)
         self._operations: list[tuple[int, Callable[[], object]]] = [
             (6, self.new),
-            (6, self.bind),
-            (5, self.listen),
+            (5, self.bind),
+            (4, self.listen),
             (10, self.connect),
             (8, self.accept),
             (14, self.send_frame),
@@ -102,7 +103,7 @@ class Fuzzer:
             (4, self.get_option),
             (4, self.ioctl),
             (4, self.poll),
-            (3, self.shut_down),
+            (1, self.shut_down),
             (3, self.names),
             (5, self.set_parameters),
             (8, self.rdma),
@@ -154,6 +155,11 @@ class Fuzzer:
             self.new()
         return self.random.choice(self._sockets)
 
+    def _talking(self) -> socket.socket:
+        """Rather one that has a peer, or had: without that, most operations end at once."""
+        talking = [s for s in self._sockets if s.fileno() in self._peered]
+        return self.random.choice(talking) if talking else self._any()
+
     def _size(self) -> int:
         return self.random.choice(
             (0, 1, 3, 4, 5, 100, 1340, 1364, 4096, 12288, 65536, self.random.randrange(_LARGE))
@@ -175,7 +181,7 @@ class Fuzzer:
         choices = suited * 4 + other
         if ipv6:
             choices += [f"::ffff:{a}" for a in pool if ":" not in a]
-        return self.random.choice(choices), self.random.choice((*_PORTS, *_PORTS, 0, 1, 65535))
+        return self.random.choice(choices), self.random.choice((*_PORTS[:1] * 6, *_PORTS, 0, 1))
 
     # Operations.
 
@@ -200,6 +206,7 @@ class Fuzzer:
 
     def connect(self) -> None:
         sock = self._any()
+        self._peered.add(sock.fileno())
         sock.connect(self._address(sock, self._peers))
 
     def accept(self) -> None:
@@ -207,11 +214,12 @@ class Fuzzer:
         accepted, _ = sock.accept()
         accepted.setblocking(self.random.random() < 0.3)
         self._sockets.append(accepted)
+        self._peered.add(accepted.fileno())
 
     def send_frame(self) -> None:
         payload = self.random.randbytes(min(self._size(), 70_000))
         data = struct.pack(">I", len(payload)) + payload
-        sock = self._any()
+        sock = self._talking()
         if self.random.random() < 0.3:
             data = data[: self.random.randrange(len(data))]
         self.counts["bytes_sent"] += sock.send(data, self._flags())
@@ -221,7 +229,7 @@ class Fuzzer:
         data = struct.pack(">I", length) + self.random.randbytes(self.random.randrange(40))
         if self.random.random() < 0.5:
             data = self.random.randbytes(self.random.randrange(1, 9000))
-        self._any().send(data, self._flags())
+        self._talking().send(data, self._flags())
 
     def sendmsg(self) -> None:
         pieces = [
@@ -235,21 +243,21 @@ class Fuzzer:
             controls.append(
                 (level, kind, self.random.randbytes(self.random.choice((0, 4, 16, 300))))
             )
-        sock = self._any()
+        sock = self._talking()
         address = self._address(sock, self._peers) if self.random.random() < 0.1 else None
         sock.sendmsg(pieces, controls, self._flags(), *([address] if address else []))
 
     def receive(self) -> None:
-        got = self._any().recv(self._size(), self._flags())
+        got = self._talking().recv(self._size(), self._flags())
         self.counts["bytes_received"] += len(got)
 
     def recvmsg(self) -> None:
         buffers = [bytearray(self._size()) for _ in range(self.random.randrange(4))]
         room = self.random.choice((0, 1, 16, 64, 4096))
-        self._any().recvmsg_into(buffers, room, self._flags())
+        self._talking().recvmsg_into(buffers, room, self._flags())
 
     def at_bad_address(self) -> None:
-        number = self._any().fileno()
+        number = self._talking().fileno()
         size = self.random.choice((1, 8, 5000, 100_000))
         address = self.random.choice(
             (
@@ -302,7 +310,7 @@ class Fuzzer:
             poll.poll(self.random.choice((0, 0, 0.02)))
 
     def shut_down(self) -> None:
-        self._any().shutdown(self.random.choice((0, 1, 2, 2, 3, -1)))
+        self._talking().shutdown(self.random.choice((0, 1, 2, 2, 3, -1)))
 
     def names(self) -> None:
         sock = self._any()
@@ -344,14 +352,14 @@ class Fuzzer:
             control = control[: self.random.randrange(len(control))]
         at, end = sorted(self.random.randrange(_LARGE) for _ in range(2))
         part = self._memory[at : min(end, at + min(length, 1 << 18))]
-        self._any().sendmsg(
+        self._talking().sendmsg(
             [part], [(SOL_SMBDIRECT, _signed(kind), control)], socket.MSG_OOB | self._flags()
         )
 
     def rdma_result(self) -> None:
         room = self.random.choice((0, 16, 56, 64, 4096))
         flags = socket.MSG_OOB | socket.MSG_DONTWAIT | self._flags()
-        self._any().recvmsg_into([bytearray(self._size())], room, flags)
+        self._talking().recvmsg_into([bytearray(self._size())], room, flags)
 
     def raw_bind_or_connect(self) -> None:
         family = self.random.choice((0, 0, 1, 2, 10, 16, 0xFFFF))
@@ -372,7 +380,7 @@ class Fuzzer:
         self._sockets += [socket.socket(fileno=n) for n in numbers]
 
     def splice(self) -> None:
-        sock = self._any()
+        sock = self._talking()
         sock.setblocking(False)
         incoming, outgoing = os.pipe()
         try:
