@@ -20,9 +20,9 @@ from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.spec import ServerKind
 
 _SLOW = bool(os.environ.get("SMBDIRECT_TESTBED_SLOW"))
-_CYCLES = 1000 if _SLOW else 80
+_CYCLES = 1000 if _SLOW else 60
 _KILLS = 200 if _SLOW else 10
-_MODULE_CYCLES = 100 if _SLOW else 12
+_MODULE_CYCLES = 100 if _SLOW else 8
 _PROGRAM = Path(__file__).with_name("programs") / "socket_churn.py"
 _MODULE = "smbdirect_socket"
 

@@ -16,7 +16,7 @@ from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.wait import wait_until
 
-_SECONDS = float(os.environ.get("SMBDIRECT_TESTBED_FUZZ_SECONDS", "8"))
+_SECONDS = float(os.environ.get("SMBDIRECT_TESTBED_FUZZ_SECONDS", "12"))
 _SEED = os.environ.get("SMBDIRECT_TESTBED_FUZZ_SEED", "")
 _PROGRAM = Path(__file__).with_name("programs") / "socket_fuzz.py"
 _USER = "tester"
@@ -65,7 +65,7 @@ def test_random_operations(
         (result,) = results
         assert result["problems"] == [], f"seed {seed}"
         assert result["user"] != 0
-        for what in ("connect ok", "accept ok", "send_frame ok", "bytes_received"):
+        for what in ("make_friends ok", "send_frame ok", "bytes_received"):
             assert result["counts"].get(what), f"seed {seed}: no {what} in {result['counts']}"
     wait_until(
         lambda: _references(environment) <= before,
