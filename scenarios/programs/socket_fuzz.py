@@ -127,7 +127,7 @@ class Fuzzer:
         weights = [weight for weight, _ in self._operations]
         while time.monotonic() < until:
             ((_, operation),) = self.random.choices(self._operations, weights)
-                        result = "ok"
+            result = "ok"
             if not self._peered:
                 operation = self.make_friends
             try:
