@@ -110,11 +110,13 @@ static void sdsock_finish(struct sdsock *ss)
 	sdsock_unregister(sk);
 
 	list_for_each_entry_safe(frame, next_frame, &ss->tx.queue, list)
-		kvfree(frame);
-	kvfree(ss->tx.frame);
+		sdsock_release_frame(ss, frame);
+	if (ss->tx.frame)
+		sdsock_release_frame(ss, ss->tx.frame);
 	sdsock_free_ops(ss);
 	list_for_each_entry_safe(chunk, next_chunk, &ss->rx.chunks, list)
-		kvfree(chunk);
+		sdsock_free_chunk(ss, chunk);
+	sdsock_uncharge_buffers(ss);
 	sdsock_set_state(sk, TCP_CLOSE);
 	sock_put(sk);
 }
@@ -126,6 +128,8 @@ void sdsock_close_work(struct work_struct *work)
 	/* SO_LINGER with a time of 0 asks to throw away what is not yet sent */
 	bool discard = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
 
+	/* what the peer still does with them is for nobody */
+	sdsock_free_regions(ss);
 	if (!discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
 		sdsock_flush(ss);
 	sdsock_finish(ss);

@@ -59,6 +59,8 @@ static int sdsock_start_connect(struct sdsock *ss, struct sockaddr_storage *peer
 	ret = sdsock_open(ss);
 	if (!ret)
 		ret = sdsock_apply_parameters(ss);
+	if (!ret && !sdsock_charge_buffers(ss))
+		ret = -ENOBUFS;
 	if (ret)
 		return ret;
 

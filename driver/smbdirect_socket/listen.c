@@ -82,11 +82,13 @@ static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bo
 	struct sock *nsk = sk_alloc(sock_net(sk), sk->sk_family, GFP_KERNEL, sk->sk_prot, kern);
 
 	if (!nsk)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
 	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
 	sdsock_init(nsk);
+	if (!sdsock_charge_buffers(to_sdsock(nsk)))
+		return ERR_PTR(-ENOBUFS);	/* released with newsock */
 	return nsk;
 }
 
@@ -137,8 +139,8 @@ int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_acce
 		if (sdsock_acceptable(to_sdsock(sk)) && !nsk) {
 			/* released with newsock if it is not needed after all */
 			nsk = sdsock_new_child(sk, newsock, arg->kern);
-			if (!nsk)
-				return -ENOMEM;
+			if (IS_ERR(nsk))
+				return PTR_ERR(nsk);
 		}
 		lock_sock(sk);
 		if (nsk)

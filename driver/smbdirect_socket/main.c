@@ -24,6 +24,7 @@ int sdsock_init(struct sock *sk)
 	init_waitqueue_head(&ss->tx.idle);
 	INIT_WORK(&ss->tx.work, sdsock_tx_work);
 	sdsock_init_rdma(ss);
+	mutex_init(&ss->memory.lock);
 	INIT_WORK(&ss->event_work, sdsock_event_work);
 	INIT_WORK(&ss->shutdown_work, sdsock_shutdown_work);
 	INIT_WORK(&ss->close_work, sdsock_close_work);
@@ -44,6 +45,11 @@ static void sdsock_unhash(struct sock *sk)
 	.ipv6_pinfo_offset	= offsetof(struct sdsock, inet6),	\
 	.init			= sdsock_init,				\
 	.unhash			= sdsock_unhash,			\
+	.memory_allocated	= &sdsock_memory_allocated,		\
+	.per_cpu_fw_alloc	= &sdsock_memory_reserve,		\
+	.sysctl_mem		= sdsock_memory_limits,			\
+	.sysctl_rmem		= &sdsock_memory_minimum,		\
+	.sysctl_wmem		= &sdsock_memory_minimum,		\
 }
 
 #define SDSOCK_OPS(_family, _getname) {					\
@@ -123,6 +129,7 @@ static int __init sdsock_module_init(void)
 	ret = sdsock_alloc_queues();
 	if (ret)
 		return ret;
+	sdsock_memory_init();
 
 	ret = proto_register(&sdsock_prot, 1);
 	if (ret)

@@ -46,6 +46,14 @@ static int sdsock_bound_event(struct rdma_cm_id *id, struct rdma_cm_event *event
 	return 0;
 }
 
+/* What smbdirect will ask of it, known here before there is anything to lose */
+static bool sdsock_device_usable(const struct ib_device *dev)
+{
+	return smbdirect_frwr_is_supported(&dev->attrs) &&
+	       dev->attrs.max_send_sge >= SMBDIRECT_SEND_IO_MAX_SGE &&
+	       dev->attrs.max_recv_sge >= SMBDIRECT_RECV_IO_MAX_SGE;
+}
+
 int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
 {
 	struct rdma_cm_id *id = ss->sc->rdma.cm_id;
@@ -61,6 +69,8 @@ int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
 	ret = smbdirect_socket_bind(ss->sc, (struct sockaddr *)addr);
 	if (ret == -ENODEV)	/* an address of ours, but of no RDMA device, or not ours */
 		ret = -EADDRNOTAVAIL;
+	if (!ret && id->device && !sdsock_device_usable(id->device))
+		ret = -EPROTONOSUPPORT;
 	return ret;
 }
 

@@ -17,11 +17,12 @@ static bool sdsock_is_read(const struct sdsock_op *op)
 	return op->result.operation == SMBDIRECT_RDMA_READ;
 }
 
-static void sdsock_free_op(struct sdsock_op *op)
+static void sdsock_free_op(struct sdsock *ss, struct sdsock_op *op)
 {
 	if (op->region)
 		sdsock_free_region(op->region);
 	kvfree(op->data);
+	sdsock_uncharge(ss, op->length);
 	kfree(op);
 }
 
@@ -44,7 +45,11 @@ static struct sdsock_op *sdsock_new_op(struct sdsock *ss, u32 operation, u64 coo
 
 	op = kzalloc(struct_size(op, descriptors, count), GFP_KERNEL_ACCOUNT);
 	if (op && bytes) {
-		op->data = kvmalloc(bytes, GFP_KERNEL_ACCOUNT);
+		if (sdsock_charge(ss, bytes)) {
+			op->data = kvmalloc(bytes, GFP_KERNEL);
+			if (!op->data)
+				sdsock_uncharge(ss, bytes);
+		}
 		if (!op->data) {
 			kfree(op);
 			op = NULL;
@@ -71,7 +76,7 @@ static void sdsock_end_op(struct sdsock *ss, struct sdsock_op *op)
 	ss->rdma.ops--;
 	ss->rdma.bytes -= op->length;
 	spin_unlock(&ss->lock);
-	sdsock_free_op(op);
+	sdsock_free_op(ss, op);
 }
 
 static void sdsock_complete_op(struct sdsock *ss, struct sdsock_op *op, int error)
@@ -400,7 +405,7 @@ void sdsock_free_ops(struct sdsock *ss)
 
 	WARN_ON_ONCE(!list_empty(&ss->rdma.waiting));
 	list_for_each_entry_safe(op, next, &ss->rdma.done, list)
-		sdsock_free_op(op);
+		sdsock_free_op(ss, op);
 }
 
 void sdsock_init_rdma(struct sdsock *ss)

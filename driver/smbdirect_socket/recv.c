@@ -51,6 +51,27 @@ static void sdsock_drop_segment(struct smbdirect_socket *sc, struct smbdirect_re
 	sdsock_put_segment(segment);
 }
 
+static struct sdsock_chunk *sdsock_new_chunk(struct sdsock *ss, u32 len)
+{
+	size_t size = struct_size_t(struct sdsock_chunk, data, len);
+	struct sdsock_chunk *chunk;
+
+	if (!sdsock_charge(ss, size))
+		return NULL;
+	chunk = kvmalloc(size, GFP_KERNEL);
+	if (chunk)
+		chunk->size = size;
+	else
+		sdsock_uncharge(ss, size);
+	return chunk;
+}
+
+void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk)
+{
+	sdsock_uncharge(ss, chunk->size);
+	kvfree(chunk);
+}
+
 /*
  * Move one segment from the transport to the chunks. Returns 1, 0 if there is
  * none, or an error. smbdirect checked that the data lie within the message.
@@ -80,7 +101,7 @@ static int sdsock_pull(struct sdsock *ss)
 		return -EPROTO;
 	}
 
-	chunk = kvmalloc(struct_size(chunk, data, SDSOCK_PREFIX_LEN + len), GFP_KERNEL_ACCOUNT);
+	chunk = sdsock_new_chunk(ss, SDSOCK_PREFIX_LEN + len);
 	if (!chunk)
 		return -ENOBUFS;
 	p = chunk->data;
@@ -194,7 +215,8 @@ static ssize_t sdsock_copy(struct sdsock *ss, struct msghdr *msg, size_t want, s
 	else
 		chunk = NULL;
 	mutex_unlock(&ss->rx.lock);
-	kvfree(chunk);
+	if (chunk)
+		sdsock_free_chunk(ss, chunk);
 	return n;
 }
 

@@ -186,7 +186,7 @@ void sdsock_free_region(struct sdsock_region *region)
 	sdsock_unpin(region);
 }
 
-/* After sdsock_disconnect(), before the transport goes: nothing here waits for the peer. */
+/* Before the transport goes, or when nobody can ask for it any more. */
 void sdsock_free_regions(struct sdsock *ss)
 {
 	struct sdsock_region *region, *next;

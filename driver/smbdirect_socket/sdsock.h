@@ -48,6 +48,7 @@ struct sdsock_chunk {
 	struct list_head list;
 	u32 offset;
 	u32 len;
+	u32 size;		/* with this header, as charged */
 	u8 data[];
 };
 
@@ -110,6 +111,15 @@ struct sdsock_tx {
 	wait_queue_head_t idle;	/* queue became empty, or closed was set */
 };
 
+/*
+ * Memory charged to the socket, which core code has no lock of ours for. Never
+ * held while waiting for anything but memory.
+ */
+struct sdsock_memory {
+	struct mutex lock;
+	u32 buffers;		/* of the connection, as charged */
+};
+
 struct sdsock_rdma {
 	struct mutex lock;
 	struct list_head regions;
@@ -143,6 +153,7 @@ struct sdsock {
 	struct sdsock_rx rx;
 	struct sdsock_tx tx;
 	struct sdsock_rdma rdma;
+	struct sdsock_memory memory;
 	struct list_head registry;
 
 	struct work_struct event_work;
@@ -187,6 +198,17 @@ int sdsock_getsockopt(struct socket *sock, int level, int optname, char __user *
 void sdsock_set_logging(struct smbdirect_socket *sc);
 int sdsock_check_module_parameters(void);
 
+/* memory.c */
+extern atomic_long_t sdsock_memory_allocated;
+DECLARE_PER_CPU(int, sdsock_memory_reserve);
+extern long sdsock_memory_limits[3];
+extern int sdsock_memory_minimum;
+bool sdsock_charge(struct sdsock *ss, size_t size);
+void sdsock_uncharge(struct sdsock *ss, size_t size);
+bool sdsock_charge_buffers(struct sdsock *ss);
+void sdsock_uncharge_buffers(struct sdsock *ss);
+void sdsock_memory_init(void);
+
 /* registry.c */
 void sdsock_register(struct sock *sk);
 void sdsock_unregister(struct sock *sk);
@@ -224,6 +246,7 @@ bool sdsock_acceptable(struct sdsock *ss);
 int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 void sdsock_tx_work(struct work_struct *work);
 bool sdsock_writable(struct sdsock *ss);
+void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);
 
 /* recv.c */
 int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
@@ -231,6 +254,7 @@ bool sdsock_readable(struct sdsock *ss, size_t offset);
 int sdsock_inq(struct sdsock *ss);
 void sdsock_salvage(struct sdsock *ss);
 void sdsock_discard(struct sdsock *ss);
+void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk);
 
 /* rdma.c, region.c */
 void sdsock_init_rdma(struct sdsock *ss);

@@ -6,6 +6,12 @@
  */
 #include "sdsock.h"
 
+void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame)
+{
+	sdsock_uncharge(ss, struct_size(frame, data, frame->size));
+	kvfree(frame);
+}
+
 static void sdsock_free_frame(struct sdsock *ss, struct sdsock_frame *frame)
 {
 	spin_lock(&ss->lock);
@@ -14,7 +20,7 @@ static void sdsock_free_frame(struct sdsock *ss, struct sdsock_frame *frame)
 	ss->tx.frames--;
 	ss->tx.sent++;
 	spin_unlock(&ss->lock);
-	kvfree(frame);
+	sdsock_release_frame(ss, frame);
 }
 
 static bool sdsock_send_frame(struct sdsock *ss, struct sdsock_frame *frame)
@@ -97,6 +103,21 @@ bool sdsock_writable(struct sdsock *ss)
 	return READ_ONCE(ss->tx.frame) || used < READ_ONCE(sdsock_sk(ss)->sk_sndbuf);
 }
 
+static struct sdsock_frame *sdsock_new_frame(struct sdsock *ss, u32 size)
+{
+	size_t cost = struct_size_t(struct sdsock_frame, data, size);
+	struct sdsock_frame *frame;
+
+	if (!sdsock_charge(ss, cost))
+		return NULL;
+	frame = kvmalloc(cost, GFP_KERNEL);
+	if (frame)
+		frame->size = size;
+	else
+		sdsock_uncharge(ss, cost);
+	return frame;
+}
+
 /* Complete the prefix; returns bytes taken from msg, or an error and takes none. */
 static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
 {
@@ -123,15 +144,13 @@ static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
 	if (size) {
 		struct sdsock_frame *frame;
 
-		frame = kvmalloc(struct_size(frame, data, SDSOCK_PREFIX_LEN + size),
-				 GFP_KERNEL_ACCOUNT);
+		frame = sdsock_new_frame(ss, SDSOCK_PREFIX_LEN + size);
 		if (!frame) {
 			iov_iter_revert(&msg->msg_iter, n);
 			return -ENOBUFS;
 		}
 		memcpy(frame->data, ss->tx.prefix, SDSOCK_PREFIX_LEN);
 		frame->filled = SDSOCK_PREFIX_LEN;
-		frame->size = SDSOCK_PREFIX_LEN + size;
 		frame->invalidate = ss->tx.invalidate;
 		frame->token = ss->tx.token;
 		WRITE_ONCE(ss->tx.frame, frame);
@@ -154,7 +173,7 @@ static ssize_t sdsock_take_payload(struct sdsock *ss, struct msghdr *msg)
 	if (frame->filled == frame->size) {
 		WRITE_ONCE(ss->tx.frame, NULL);
 		if (!sdsock_queue_frame(ss, frame)) {
-			kvfree(frame);
+			sdsock_release_frame(ss, frame);
 			return -EPIPE;
 		}
 	}

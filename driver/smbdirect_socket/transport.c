@@ -154,6 +154,7 @@ void sdsock_detach(struct sdsock *ss)
 	mutex_unlock(&ss->rx.lock);
 
 	smbdirect_socket_release(sc);
+	sdsock_uncharge_buffers(ss);
 }
 
 /*
@@ -207,6 +208,8 @@ static void sdsock_connection_over(struct sdsock *ss)
 		ss->tx.lost = true;
 	if (sk->sk_state == TCP_SYN_SENT) {
 		if (!sdsock_negotiated(sc)) {
+			if (error == -EINVAL)	/* of a device that has too little of something */
+				error = -EPROTONOSUPPORT;
 			sdsock_detach(ss);
 			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
 			return;

@@ -51,7 +51,7 @@ _OPTIONS = {
 """Kernel options of the driver, which the distribution's kernels have switched off."""
 
 _SHOWN_ERRORS = 10
-_OUR_CODE = ("smbdirect_socket", "preload")
+_OUR_CODE = ("include", "smbdirect_socket", "preload")
 
 
 def provide_driver(spec: DriverSpec, image: Image, progress: Progress) -> BuiltDriver:
