@@ -104,7 +104,7 @@ static void sdsock_free_queues(void)
 
 /*
  * No WQ_MEM_RECLAIM: smbdirect's workqueues, which we flush, have none. A
- * sender without credits and a closed socket that still sends each keep a
+ * closed socket that still sends and one whose RDMA is under way each keep a
  * worker, hence the highest limit for these.
  */
 static int __init sdsock_alloc_queues(void)

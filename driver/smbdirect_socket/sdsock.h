@@ -57,6 +57,7 @@ struct sdsock_frame {
 	struct list_head list;
 	u32 filled;
 	u32 size;		/* with the prefix */
+	u32 sent;		/* without it, as far as the transport has it */
 	bool invalidate;	/* the peer's registration */
 	u32 token;
 	u8 data[];
@@ -103,8 +104,11 @@ struct sdsock_tx {
 	struct list_head queue;	/* under sdsock.lock */
 	size_t bytes;		/* in queue, under sdsock.lock */
 	size_t frames;		/* likewise */
-	unsigned long sent;	/* frames, to see progress */
+	unsigned long sent;	/* messages, to see progress */
+	int most_credits;	/* that we ever saw on this connection */
+	bool stalled;		/* the work waits for sdsock_tx_progress() */
 	bool closed;		/* no frame reaches the transport any more */
+	bool stopped;		/* and what has reached it has left the device */
 	bool lost;		/* a frame was accepted from userspace and not sent */
 	bool unsure;		/* all of it was posted, but not all was completed */
 	struct work_struct work;
@@ -140,6 +144,8 @@ struct sdsock {
 	wait_queue_entry_t status_watch;
 	wait_queue_entry_t data_watch;
 	wait_queue_entry_t ready_watch;
+	wait_queue_entry_t credit_watch;
+	wait_queue_entry_t sent_watch;
 
 	bool bound;
 	bool dead_listener;	/* the device went away under it */
@@ -245,6 +251,7 @@ bool sdsock_acceptable(struct sdsock *ss);
 /* send.c */
 int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 void sdsock_tx_work(struct work_struct *work);
+void sdsock_tx_progress(struct sdsock *ss);
 bool sdsock_writable(struct sdsock *ss);
 void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);
 

@@ -2,7 +2,7 @@
 /*
  * Sending. SMB-Direct carries frames, a stream socket bytes: frames are put
  * together here from whatever pieces userspace writes, and handed to the
- * transport, which waits for credits and for completion, by a work item.
+ * transport by a work item, as far as there are credits.
  */
 #include "sdsock.h"
 
@@ -18,31 +18,97 @@ static void sdsock_free_frame(struct sdsock *ss, struct sdsock_frame *frame)
 	list_del(&frame->list);
 	ss->tx.bytes -= frame->size;
 	ss->tx.frames--;
-	ss->tx.sent++;
 	spin_unlock(&ss->lock);
 	sdsock_release_frame(ss, frame);
 }
 
-static bool sdsock_send_frame(struct sdsock *ss, struct sdsock_frame *frame)
+static u32 sdsock_left(const struct sdsock_frame *frame)
 {
-	struct kvec vec = { .iov_base = frame->data, .iov_len = frame->size };
+	return frame->size - SDSOCK_PREFIX_LEN - frame->sent;
+}
+
+/*
+ * May a message go out without waiting? The last credit is kept for a message
+ * that grants some: two peers that both spend it on data are stuck for ever,
+ * and smbdirect spends it as long as it believes that the peer has one. A peer
+ * that never grants more than a few is left to smbdirect's rule.
+ */
+#define SDSOCK_FEW_CREDITS 4
+
+static bool sdsock_has_credit(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = ss->sc;
+	int credits = atomic_read(&sc->send_io.credits.count);
+
+	ss->tx.most_credits = max(ss->tx.most_credits, credits);
+	if (credits > 1 || ss->tx.most_credits < SDSOCK_FEW_CREDITS)
+		return credits > 0;
+	return credits == 1 && atomic_read(&sc->recv_io.credits.available) > 0 &&
+	       atomic_read(&sc->recv_io.credits.count) < READ_ONCE(sc->recv_io.credits.target);
+}
+
+/* Can the frame move on: has it credits, or, if all of it is out, has the peer got it? */
+static bool sdsock_movable(struct sdsock *ss, const struct sdsock_frame *frame)
+{
+	return sdsock_left(frame) ? sdsock_has_credit(ss) :
+				    !atomic_read(&ss->sc->send_io.pending.count);
+}
+
+/* Give the transport as much of a frame as there are credits for. */
+static int sdsock_post(struct sdsock *ss, struct sdsock_frame *frame)
+{
+	struct kvec vec = {
+		.iov_base = frame->data + SDSOCK_PREFIX_LEN + frame->sent,
+		.iov_len = sdsock_left(frame),
+	};
+	struct smbdirect_send_batch_storage storage;
+	struct smbdirect_send_batch *batch;
 	struct iov_iter iter;
+	int ret = 0, flushed;
+
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, vec.iov_len);
+	batch = smbdirect_init_send_batch_storage(&storage, frame->invalidate, frame->token);
+	while (sdsock_left(frame) && sdsock_has_credit(ss)) {
+		ret = smbdirect_connection_send_single_iter(ss->sc, batch, &iter, 0,
+							    iov_iter_count(&iter));
+		if (ret < 0)
+			break;
+		frame->sent += ret;
+		frame->invalidate = false;
+		ss->tx.sent++;
+	}
+	flushed = smbdirect_connection_send_batch_flush(ss->sc, batch, true);
+	return min(ret, 0) ?: flushed;
+}
+
+/*
+ * Send a frame. Returns 1 once the peer has it, 0 if that takes time (then
+ * sdsock_tx_progress() queues the work again), or an error. The memory of a
+ * frame is the device's until all messages under way are done.
+ */
+static int sdsock_advance(struct sdsock *ss, struct sdsock_frame *frame)
+{
 	int ret;
 
-	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, frame->size);
-	ret = smbdirect_connection_send_iter(ss->sc, &iter, 0, frame->invalidate, frame->token);
-	trace_smbdirect_socket_send(sdsock_sk(ss), frame->size, min(ret, 0));
-	if (ret >= 0)
-		return true;
-	/*
-	 * A peer may disconnect once it has the frame, before we see that it
-	 * has. sdsock_connection_over() finds out which it was.
-	 */
-	if (ret == -ENOTCONN && !iov_iter_count(&iter))
-		ss->tx.unsure = true;
-	else
-		ss->tx.lost = true;
-	return false;
+	do {
+		/* pairs with sdsock_tx_progress(): it sees stalled, or we the news */
+		smp_store_mb(ss->tx.stalled, true);
+		if (!sdsock_movable(ss, frame))
+			return 0;
+		WRITE_ONCE(ss->tx.stalled, false);
+		if (!sdsock_left(frame))
+			return 1;
+		ret = sdsock_post(ss, frame);
+	} while (!ret);
+	return ret;
+}
+
+/* Credits came, or messages are done: called by wake functions, in any context. */
+void sdsock_tx_progress(struct sdsock *ss)
+{
+	smp_mb();
+	if (READ_ONCE(ss->tx.stalled))
+		queue_work(sdsock_tx_wq, &ss->tx.work);
 }
 
 void sdsock_tx_work(struct work_struct *work)
@@ -51,6 +117,7 @@ void sdsock_tx_work(struct work_struct *work)
 	struct sock *sk = sdsock_sk(ss);
 	struct sdsock_frame *frame;
 	bool closed;
+	int ret;
 
 	for (;;) {
 		spin_lock(&ss->lock);
@@ -60,16 +127,34 @@ void sdsock_tx_work(struct work_struct *work)
 		if (!frame)
 			break;
 
-		/* sdsock_detach() sets closed and flushes us before sc goes away */
 		if (closed) {
-			ss->tx.lost = true;
-		} else if (!sdsock_send_frame(ss, frame)) {
-			spin_lock(&ss->lock);
-			ss->tx.closed = true;
-			spin_unlock(&ss->lock);
-			/* half a frame may be out: nothing can follow it */
-			smbdirect_socket_shutdown(ss->sc);
+			/* sdsock_stop() has seen to it that the device is done */
+			if (!ss->tx.stopped)
+				break;
+			/*
+			 * A peer may disconnect once it has the frame, before we see
+			 * that it has. sdsock_connection_over() finds out which it was.
+			 */
+			if (sdsock_left(frame))
+				ss->tx.lost = true;
+			else
+				ss->tx.unsure = true;
+			ret = -ECONNRESET;
+		} else {
+			ret = sdsock_advance(ss, frame);
+			if (ret < 0) {
+				spin_lock(&ss->lock);
+				ss->tx.closed = true;
+				spin_unlock(&ss->lock);
+				/* part of a frame may be out: nothing can follow it */
+				smbdirect_socket_shutdown(ss->sc);
+				wake_up(&ss->tx.idle);
+			}
+			if (ret <= 0)
+				break;
+			ret = 0;
 		}
+		trace_smbdirect_socket_send(sk, frame->size, ret);
 		sdsock_free_frame(ss, frame);
 		sk->sk_write_space(sk);
 		wake_up(&ss->tx.idle);
@@ -151,6 +236,7 @@ static ssize_t sdsock_take_prefix(struct sdsock *ss, struct msghdr *msg)
 		}
 		memcpy(frame->data, ss->tx.prefix, SDSOCK_PREFIX_LEN);
 		frame->filled = SDSOCK_PREFIX_LEN;
+		frame->sent = 0;
 		frame->invalidate = ss->tx.invalidate;
 		frame->token = ss->tx.token;
 		WRITE_ONCE(ss->tx.frame, frame);

@@ -53,11 +53,26 @@ static int sdsock_child_ready(wait_queue_entry_t *watch, unsigned int mode, int 
 	return 0;
 }
 
+static int sdsock_credits_came(wait_queue_entry_t *watch, unsigned int mode, int flags,
+			       void *key)
+{
+	sdsock_tx_progress(container_of(watch, struct sdsock, credit_watch));
+	return 0;
+}
+
+static int sdsock_all_sent(wait_queue_entry_t *watch, unsigned int mode, int flags, void *key)
+{
+	sdsock_tx_progress(container_of(watch, struct sdsock, sent_watch));
+	return 0;
+}
+
 void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 {
 	init_waitqueue_func_entry(&ss->status_watch, sdsock_status_changed);
 	init_waitqueue_func_entry(&ss->data_watch, sdsock_data_arrived);
 	init_waitqueue_func_entry(&ss->ready_watch, sdsock_child_ready);
+	init_waitqueue_func_entry(&ss->credit_watch, sdsock_credits_came);
+	init_waitqueue_func_entry(&ss->sent_watch, sdsock_all_sent);
 
 	spin_lock(&ss->lock);
 	ss->sc = sc;
@@ -66,6 +81,8 @@ void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 	add_wait_queue(&sc->status_wait, &ss->status_watch);
 	add_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	add_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
+	add_wait_queue(&sc->send_io.credits.wait_queue, &ss->credit_watch);
+	add_wait_queue(&sc->send_io.pending.zero_wait_queue, &ss->sent_watch);
 
 	/* an accepted transport may have failed before we watched it */
 	if (READ_ONCE(sc->first_error))
@@ -96,6 +113,9 @@ int sdsock_open(struct sdsock *ss)
 		return ret;
 	}
 	ss->tx.closed = false;
+	ss->tx.stopped = false;
+	ss->tx.stalled = false;
+	ss->tx.most_credits = 0;
 	ss->tx.lost = false;
 	ss->tx.unsure = false;
 	ss->rx.frame_left = 0;
@@ -122,6 +142,32 @@ void sdsock_disconnect(struct smbdirect_socket *sc)
 }
 
 /*
+ * Wait until what arrived before the disconnect has been put on the reassembly
+ * list: the disconnect event can overtake the completions of receives.
+ */
+static void sdsock_settle(struct smbdirect_socket *sc)
+{
+	rdma_lock_handler(sc->rdma.cm_id);
+	if (sc->ib.qp)
+		ib_drain_qp(sc->ib.qp);
+	rdma_unlock_handler(sc->rdma.cm_id);
+	flush_work(&sc->connect.work);
+}
+
+/* No more reaches the transport, and what has is out of the device's hands. */
+static void sdsock_stop(struct sdsock *ss)
+{
+	spin_lock(&ss->lock);
+	ss->tx.closed = true;
+	spin_unlock(&ss->lock);
+	sdsock_settle(ss->sc);
+	WRITE_ONCE(ss->tx.stopped, true);
+	queue_work(sdsock_tx_wq, &ss->tx.work);
+	flush_work(&ss->tx.work);
+	flush_work(&ss->rdma.work);
+}
+
+/*
  * Give the transport back and with it the hold on the RDMA device. What it had
  * received stays readable; what it had not sent is lost.
  */
@@ -134,15 +180,13 @@ void sdsock_detach(struct sdsock *ss)
 
 	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
 		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
-	spin_lock(&ss->lock);
-	ss->tx.closed = true;
-	spin_unlock(&ss->lock);
 	sdsock_disconnect(sc);
 	remove_wait_queue(&sc->status_wait, &ss->status_watch);
 	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
-	flush_work(&ss->tx.work);
-	flush_work(&ss->rdma.work);
+	remove_wait_queue(&sc->send_io.credits.wait_queue, &ss->credit_watch);
+	remove_wait_queue(&sc->send_io.pending.zero_wait_queue, &ss->sent_watch);
+	sdsock_stop(ss);
 	sdsock_free_regions(ss);
 
 	mutex_lock(&ss->rx.lock);
@@ -155,19 +199,6 @@ void sdsock_detach(struct sdsock *ss)
 
 	smbdirect_socket_release(sc);
 	sdsock_uncharge_buffers(ss);
-}
-
-/*
- * Wait until what arrived before the disconnect has been put on the reassembly
- * list: the disconnect event can overtake the completions of receives.
- */
-static void sdsock_settle(struct smbdirect_socket *sc)
-{
-	rdma_lock_handler(sc->rdma.cm_id);
-	if (sc->ib.qp)
-		ib_drain_qp(sc->ib.qp);
-	rdma_unlock_handler(sc->rdma.cm_id);
-	flush_work(&sc->connect.work);
 }
 
 static void sdsock_fail(struct sock *sk, int error, int state)
@@ -201,8 +232,7 @@ static void sdsock_connection_over(struct sdsock *ss)
 	int error = READ_ONCE(sc->first_error);
 	bool orderly;
 
-	sdsock_settle(sc);
-	flush_work(&ss->tx.work);
+	sdsock_stop(ss);
 	orderly = sdsock_orderly(sc, error);
 	if (ss->tx.unsure && atomic_read(&sc->send_io.pending.count))
 		ss->tx.lost = true;

@@ -42,6 +42,13 @@ def receive(connection: socket.socket) -> bytes:
     return connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
 
 
+def limit(sock: socket.socket) -> None:
+    """Let nothing wait for longer than 30 s, and MSG_WAITALL still wait for all."""
+    patience = struct.pack("@ll", 30, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+
+
 def wanted(text: str) -> smbdirect.ConnectionParameters:
     """NAME=VALUE,... as parameters"""
     values = dict(pair.split("=") for pair in text.split(",") if pair)
@@ -72,7 +79,7 @@ def serve(options: argparse.Namespace) -> None:
 def call(options: argparse.Namespace) -> dict[str, Any]:
     """Connect, say what both sides were given, and whether frames of all sizes come back."""
     with smbdirect.smbdirect_socket(parameters=wanted(options.wanted)) as connection:
-        connection.settimeout(30)
+        limit(connection)
         connection.connect((options.address, options.port))
         server = json.loads(receive(connection))
         client = smbdirect.connection_parameters(connection)
@@ -156,7 +163,7 @@ def refusals(options: argparse.Namespace) -> dict[str, Any]:
     results["listening"] = give(sock, packed)
     sock.close()
     with smbdirect.smbdirect_socket(parameters=own) as connection:
-        connection.settimeout(30)
+        limit(connection)
         connection.connect((options.address, options.port))
         results["connected"] = give(connection, packed)
         receive(connection)

@@ -111,9 +111,16 @@ def serve(options: argparse.Namespace) -> None:
 # Clients.
 
 
+def limit(sock: socket.socket) -> None:
+    """Let nothing wait for longer than 30 s, and MSG_WAITALL still wait for all."""
+    patience = struct.pack("@ll", 30, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+
+
 def connect(options: argparse.Namespace, **wanted: int) -> socket.socket:
     connection = smbdirect.smbdirect_socket(parameters=smbdirect.ConnectionParameters(**wanted))
-    connection.settimeout(30)
+    limit(connection)
     connection.connect((options.address, options.port))
     return connection
 
