@@ -27,10 +27,12 @@ import pytest
 import smbdirect_testbed
 from smbdirect_testbed.echo import connection as echo_connection
 from smbdirect_testbed.echo import server as echo_server
+from smbdirect_testbed.echo.bench import Plan, measure
 from smbdirect_testbed.echo.checking import CheckResult, Outcome, Target
-from smbdirect_testbed.echo.client import EchoClient
+from smbdirect_testbed.echo.client import EchoClient, WrongAnswer
 from smbdirect_testbed.echo.connection import Transport, connect, listen
 from smbdirect_testbed.echo.main import main
+from smbdirect_testbed.echo.operation import Operation
 from smbdirect_testbed.echo.pack import pack
 from smbdirect_testbed.echo.protocol import EchoRequest, Request, TransferRequest, reply_count
 from smbdirect_testbed.echo.server import EchoServer, Limits
@@ -237,6 +239,28 @@ def test_all_checks_pass_with_rdma() -> None:
 def test_checks_notice_a_fault(fabric: Fabric, fault: str, check: str, message: str) -> None:
     setattr(fabric, fault, 1)
     assert message in rdma_suite(check)[check]
+
+
+def rdma_bench(operation: Operation) -> list[int]:
+    with serving(Transport.SMBDIRECT) as (_, port):
+        ports = {Transport.SMBDIRECT: port}
+        plan = Plan(LOCALHOST, ports, [operation], [100_000], [1, 4], seconds=0.02, rounds=2)
+        return [r["operations"] for r in measure(plan)["results"]]
+
+
+@pytest.mark.usefixtures("fabric")
+@pytest.mark.parametrize("operation", [Operation.RDMA_READ, Operation.RDMA_WRITE])
+def test_rdma_is_measured(operation: Operation) -> None:
+    one, four = rdma_bench(operation)
+    assert one >= 2
+    assert four >= 8
+
+
+@pytest.mark.parametrize("operation", [Operation.RDMA_READ, Operation.RDMA_WRITE])
+def test_measuring_notices_a_lost_byte(fabric: Fabric, operation: Operation) -> None:
+    fabric.lose = 1
+    with pytest.raises(WrongAnswer, match=f"{operation} of 100000 bytes: at byte"):
+        rdma_bench(operation)
 
 
 def changed_echo(self: echo_server._Session, request: EchoRequest) -> None:

@@ -17,7 +17,7 @@ from smbdirect_testbed.echo.checking import (
 )
 from smbdirect_testbed.echo.client import EchoClient, Refused
 from smbdirect_testbed.echo.connection import Disconnected, Silence
-from smbdirect_testbed.echo.protocol import Descriptor, Opcode, Status, pattern, total, trimmed
+from smbdirect_testbed.echo.protocol import Descriptor, Opcode, Status, part, pattern, total
 
 CHECKS = Checks()
 
@@ -260,8 +260,8 @@ def token_beyond_its_memory(context: Context) -> None:
         with context.fresh() as client:
             client.set_up(_LBUF, 3 * _PAGE, 1)
             memory = canaries(3 * _PAGE)
-            part = memoryview(memory)[_PAGE : 2 * _PAGE]
-            with rdma.registered(client.connection, part, remote_write=True) as (d, *_):
+            page = memoryview(memory)[_PAGE : 2 * _PAGE]
+            with rdma.registered(client.connection, page, remote_write=True) as (d, *_):
                 wrong = d._replace(offset=d.offset - before, length=d.length + before + behind)
                 with _dead():
                     client.read(_LBUF, 0, wrong.length, [wrong])
@@ -354,20 +354,9 @@ def _pieces(context: Context, whole: Sequence[Descriptor], number: int) -> list[
     for index in range(number):
         length = context.random.randrange(1, each)
         skipped = index * each + context.random.randrange(each - length)
-        pieces += _part(whole, skipped, length)
+        pieces += part(whole, skipped, length)
     context.random.shuffle(pieces)
     return pieces[:number]
-
-
-def _part(whole: Sequence[Descriptor], skipped: int, length: int) -> list[Descriptor]:
-    """What describes ``length`` bytes after the first ``skipped``."""
-    rest = []
-    for d in whole:
-        begin = min(skipped, d.length)
-        skipped -= begin
-        if begin < d.length:
-            rest.append(d._replace(offset=d.offset + begin, length=d.length - begin))
-    return trimmed(rest, length)
 
 
 def _gathered(

@@ -235,6 +235,17 @@ def trimmed(descriptors: Sequence[Descriptor], length: int) -> list[Descriptor]:
     return result
 
 
+def part(whole: Sequence[Descriptor], skipped: int, length: int) -> list[Descriptor]:
+    """What describes ``length`` bytes after the first ``skipped``."""
+    rest = []
+    for d in whole:
+        begin = min(skipped, d.length)
+        skipped -= begin
+        if begin < d.length:
+            rest.append(d._replace(offset=d.offset + begin, length=d.length - begin))
+    return trimmed(rest, length)
+
+
 def reply_header(message_id: int, status: Status = Status.OK) -> bytes:
     """The beginning of every reply, and all of one that says an error."""
     return _REPLY.pack(message_id, status)

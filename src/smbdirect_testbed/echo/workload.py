@@ -27,6 +27,7 @@ from smbdirect_testbed.echo.protocol import (
     first_difference,
     parse_count,
     parse_reply,
+    part,
     pattern,
     repeated,
 )
@@ -142,7 +143,7 @@ class Workload:
         self._payloads = [pattern(nonce, size) for nonce in self._nonces]
         self._pipe = _Pipe(connection, size + 64)
         self._requests: list[memoryview] = []
-        self._memory: list[bytearray] = []
+        self._memory: list[memoryview] = []
         self._written: dict[int, int] = {}
         self._begun = self._done = 0
         self._reply = memoryview(b"")
@@ -188,13 +189,13 @@ class Workload:
         if reply.message_id != number:
             raise WrongAnswer(f"a reply to request {reply.message_id} instead of {number}")
         wanted: bytes | memoryview = self._payloads[self._payload_of(number)]
-        got: bytearray | memoryview = data
+        got = data
         match self._operation:
             case Operation.SEND:
                 wanted = wanted[:8]
             case Operation.RECEIVE:
-                part, factor = self._received_as()
-                wanted = repeated(wanted[:part], factor, self._size)
+                chunk, factor = self._received_as()
+                wanted = repeated(wanted[:chunk], factor, self._size)
             case Operation.RDMA_READ:
                 got = self._memory[number % self.depth]
             case Operation.RDMA_WRITE:
@@ -202,7 +203,7 @@ class Workload:
                 wanted = b""
                 if count != self._size:
                     raise WrongAnswer(f"{count} bytes of {self._size} written")
-        if difference := first_difference(memoryview(got), wanted):
+        if difference := first_difference(got, wanted):
             raise WrongAnswer(f"{self._operation} of {self._size} bytes: {difference}")
 
     def verify_all(self) -> None:
@@ -231,12 +232,12 @@ class Workload:
             case _:
                 for number in range(_PAYLOADS):
                     payload = self._payloads[self._payload_of(number)]
-                    part, factor, most = len(payload), 1, UINT32_MAX
+                    chunk, factor, most = len(payload), 1, UINT32_MAX
                     if self._operation is Operation.SEND:
                         most = 8
                     elif self._operation is Operation.RECEIVE:
-                        (part, factor), most = self._received_as(), self._size
-                    data = payload[:part]
+                        (chunk, factor), most = self._received_as(), self._size
+                    data = payload[:chunk]
                     self._add(EchoRequest(number, factor, most, data).head() + data)
 
     def _received_as(self) -> tuple[int, int]:
@@ -247,16 +248,14 @@ class Workload:
 
     def _prepare_rdma_read(self) -> None:
         self._make_lbufs(self._nonces)
-        self._memory = [bytearray(self._size) for _ in range(self.depth)]
-        descriptors = self._register(remote_write=True)
+        descriptors = self._register(bytearray(self._size * self.depth), remote_write=True)
         for number in range(_PAYLOADS * self.depth):
             place = descriptors[number % self.depth]
             self._add_transfer(number, Opcode.READ_LBUF_TO_DESCS, self._payload_of(number), place)
 
     def _prepare_rdma_write(self) -> None:
         self._make_lbufs([0] * self.depth)
-        self._memory = [bytearray(p) for p in self._payloads]
-        descriptors = self._register(remote_write=False)
+        descriptors = self._register(bytearray().join(self._payloads), remote_write=False)
         for number in range(_PAYLOADS * self.depth):
             data = descriptors[self._payload_of(number)]
             self._add_transfer(number, Opcode.WRITE_DESCS_TO_LBUF, number % self.depth, data)
@@ -276,18 +275,19 @@ class Workload:
             client.set_up(lbuf, self._size, nonce)
             self._stack.callback(give_up, lbuf)
 
-    def _register(self, *, remote_write: bool) -> list[tuple[Descriptor, ...]]:
-        return [
-            self._stack.enter_context(
-                rdma.registered(self._connection, memory, remote_write=remote_write)
-            )
-            for memory in self._memory
-        ]
+    def _register(self, memory: bytearray, *, remote_write: bool) -> list[list[Descriptor]]:
+        """Open memory to the server, all at once: a connection has few registrations."""
+        size = self._size
+        self._memory = [memoryview(memory)[at : at + size] for at in range(0, len(memory), size)]
+        whole = self._stack.enter_context(
+            rdma.registered(self._connection, memory, remote_write=remote_write)
+        )
+        return [part(whole, at, size) for at in range(0, len(memory), size)]
 
     def _add_transfer(
-        self, number: int, opcode: Opcode, lbuf: int, descriptors: tuple[Descriptor, ...]
+        self, number: int, opcode: Opcode, lbuf: int, descriptors: list[Descriptor]
     ) -> None:
-        request = TransferRequest(number, opcode, lbuf, 0, 0, self._size, descriptors)
+        request = TransferRequest(number, opcode, lbuf, 0, 0, self._size, tuple(descriptors))
         self._add(request.encode())
 
     def _add(self, request: bytes) -> None:
