@@ -11,6 +11,7 @@ import pytest
 
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.spec import RdmaType
 from smbdirect_testbed.wait import wait_until
 
 _PINGS = 10
@@ -62,6 +63,7 @@ def test_rping(client: Host, server: Host, scenario_log: Path, *, ipv6: bool, ba
     assert log.read_text().count("server ping data: rdma-ping-") == _PINGS
 
 
+@pytest.mark.needs(RdmaType.RXE)
 def test_perftest_moves_the_port_counters(client: Host, server: Host, scenario_log: Path) -> None:
     """A run of ib_send_bw by connection manager, and the packets that it must have taken."""
     address = str(server.end_towards(client).ipv4.ip)
@@ -76,9 +78,8 @@ def test_perftest_moves_the_port_counters(client: Host, server: Host, scenario_l
         )
         (scenario_log / "ib_send_bw-client.log").write_text(ran.output)
         listener.wait(20)
-    row = re.search(rf"^ *{_MESSAGE_SIZE} +{_MESSAGES} +([\d.]+) +([\d.]+)", ran.stdout, re.M)
-    assert row, ran.stdout
-    assert float(row[2]) > 0
+    # The rates beside it are 0 where /proc/cpuinfo has no frequency, as in User Mode Linux.
+    assert re.search(rf"^ *{_MESSAGE_SIZE} +{_MESSAGES} ", ran.stdout, re.M), ran.stdout
     after = {host.name: _counters(host) for host in (client, server)}
     # rxe sends at most 4096 bytes a packet.
     packets = _MESSAGES * _MESSAGE_SIZE // 4096

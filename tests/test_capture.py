@@ -33,9 +33,10 @@ def frame(protocol: int, payload: bytes, *, sent: bool = True, ipv6: bool = Fals
     return macs + b"\x08\x00" + ip + payload
 
 
-def tcp(port: int, *, sent: bool = True, ipv6: bool = False) -> bytes:
+def tcp(port: int, data: bytes = b"data", *, sent: bool = True, ipv6: bool = False) -> bytes:
     ports = (40000, port) if sent else (port, 40000)
-    return frame(6, struct.pack(">HH", *ports) + bytes(16), sent=sent, ipv6=ipv6)
+    header = struct.pack(">HHIIBBHHH", *ports, 0, 0, 5 << 4, 0, 0, 0, 0)
+    return frame(6, header + data, sent=sent, ipv6=ipv6)
 
 
 def udp(port: int, payload: bytes, *, sent: bool = True, ipv6: bool = False) -> bytes:
@@ -54,16 +55,32 @@ def record(data: bytes, at: float = 0) -> Record:
 @pytest.mark.parametrize("ipv6", [False, True])
 @pytest.mark.parametrize("sent", [False, True])
 def test_classes(sent: bool, ipv6: bool) -> None:
-    how = {"sent": sent, "ipv6": ipv6}
-    assert classify(tcp(445, **how)) is Kind.TCP_445
-    assert classify(tcp(139, **how)) is Kind.TCP_139
-    assert classify(tcp(5445, **how)) is Kind.TCP_5445
-    assert classify(tcp(22, **how)) is Kind.TCP_OTHER
-    assert classify(roce(ROCE_SEND, **how)) is Kind.ROCE_SEND
+    how: dict[str, Any] = {"sent": sent, "ipv6": ipv6}
+    assert classify(tcp(445, **how), set()) is Kind.TCP_445
+    assert classify(tcp(139, **how), set()) is Kind.TCP_139
+    assert classify(tcp(5445, **how), set()) is Kind.TCP_5445
+    assert classify(tcp(22, **how), set()) is Kind.TCP_OTHER
+    assert classify(roce(ROCE_SEND, **how), set()) is Kind.ROCE_SEND
     for opcode in (ROCE_ACK, ROCE_READ_RESPONSE, ROCE_WRITE):
-        assert classify(roce(opcode, **how)) is Kind.ROCE_OTHER
-    assert classify(roce(ROCE_CM, **how)) is Kind.ROCE_CM
-    assert classify(udp(53, b"", **how)) is Kind.OTHER
+        assert classify(roce(opcode, **how), set()) is Kind.ROCE_OTHER
+    assert classify(roce(ROCE_CM, **how), set()) is Kind.ROCE_CM
+    assert classify(udp(53, b"", **how), set()) is Kind.OTHER
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_iwarp_is_known_by_how_it_begins(ipv6: bool) -> None:
+    iwarp: set[frozenset[bytes]] = set()
+    answer: dict[str, Any] = {"sent": False, "ipv6": ipv6}
+    assert classify(tcp(5445, b"", ipv6=ipv6), iwarp) is Kind.OTHER
+    assert classify(tcp(5445, b"MPA ID Req Frame@", ipv6=ipv6), iwarp) is Kind.IWARP
+    assert classify(tcp(5445, b"MPA ID Rep Frame@", **answer), iwarp) is Kind.IWARP
+    assert classify(tcp(5445, b"anything", ipv6=ipv6), iwarp) is Kind.IWARP
+    assert classify(tcp(5445, b"", **answer), iwarp) is Kind.OTHER
+    # Another connection, and another protocol on it.
+    other = tcp(5445, b"\0\0\0\xf0\xfeSMB", ipv6=ipv6).replace(
+        struct.pack(">H", 40000), struct.pack(">H", 40001)
+    )
+    assert classify(other, iwarp) is Kind.TCP_5445
 
 
 def test_what_has_no_ports() -> None:
@@ -71,19 +88,20 @@ def test_what_has_no_ports() -> None:
     fragment[20:22] = b"\x00\x10"
     arp = CLIENT_MAC + SERVER_MAC + b"\x08\x06" + bytes(28)
     for data in (bytes(fragment), arp, b"", tcp(445)[:30], roce(ROCE_SEND)[:42]):
-        assert classify(data) is Kind.OTHER
+        assert classify(data, set()) is Kind.OTHER
 
 
 def test_ipv4_options_are_skipped() -> None:
     plain = tcp(445)
     options = plain[:14] + b"\x46" + plain[15:34] + bytes(4) + plain[34:]
-    assert classify(options) is Kind.TCP_445
+    assert classify(options, set()) is Kind.TCP_445
 
 
 def traffic(**numbers: int) -> Traffic:
     """``send_s=5``: five frames of that kind sent; ``_r`` for received."""
     kinds = {
         "send": Kind.ROCE_SEND,
+        "iwarp": Kind.IWARP,
         "ack": Kind.ROCE_OTHER,
         "cm": Kind.ROCE_CM,
         "tcp445": Kind.TCP_445,
@@ -106,6 +124,19 @@ SMBDIRECT = traffic(send_s=20, send_r=20, ack_s=9, cm_s=3, cm_r=2)
     ("transport", "seen", "message"),
     [
         (Transport.SMBDIRECT, SMBDIRECT, None),
+        (Transport.SMBDIRECT, traffic(iwarp_s=20, iwarp_r=20), None),
+        (
+            Transport.SMBDIRECT,
+            traffic(iwarp_s=20, iwarp_r=3),
+            "SMB did not go over SMB-Direct: 3 iWARP segments received by the client, "
+            "no TCP segment on ports 139, 445 and 5445 either",
+        ),
+        (
+            Transport.TCP,
+            traffic(iwarp_s=20, iwarp_r=20),
+            "SMB went over SMB-Direct, not over tcp (TCP port 445): 40 iWARP segments, "
+            "0 TCP segments",
+        ),
         (
             Transport.SMBDIRECT,
             traffic(tcp445_s=7, tcp445_r=5),
@@ -312,7 +343,7 @@ def test_slices(tmp_path: Path) -> None:
     assert frames(tmp_path / "one") == [a, b, c]
     assert frames(tmp_path / "two") == [d, a, b]
     assert not (tmp_path / "three").exists()
-    assert second.traffic - first.traffic == count([b], CLIENT_MAC)
+    assert second.traffic - first.traffic == count([b], CLIENT_MAC, set())
 
 
 def test_marker_1_is_not_taken_for_10(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator
 from smbdirect_testbed.carriers.qemu_process import Identity, end_processes, open_process
-from smbdirect_testbed.carriers.vm import attach_vm, destroy_strays, destroy_vm
+from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays
 from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.errors import CommandFailed, MachineDied, ProvisionError
@@ -110,9 +110,9 @@ def test_a_machine_whose_directory_was_removed_is_found(
     state.make()
     state.write_record(record)
     ours = process_of.start(str(record.uuid))
-    assert state.directory not in destroy_strays()
+    assert state.directory not in destroy_vm_strays()
     shutil.rmtree(state.directory)
-    assert state.directory in destroy_strays()
+    assert state.directory in destroy_vm_strays()
     assert ours.wait(timeout=10) < 0
     assert not state.has_runtime
 

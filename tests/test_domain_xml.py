@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, ShareMode
+from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -31,6 +31,8 @@ def domain() -> Domain:
         share_mode=ShareMode.MAPPED,
         console=Path("/s/console.log"),
         ssh_port=2222,
+        mac="52:54:00:00:00:01",
+        agent=Path("/r/agent.sock"),
     )
 
 
@@ -70,8 +72,27 @@ def test_ssh_is_on_loopback_and_nothing_else_gets_in_or_out(domain: Domain) -> N
     (network,) = (a for a in arguments if a.startswith("user,"))
     assert "hostfwd=tcp:127.0.0.1:2222-:22" in network.split(",")
     assert "restrict=on" in network.split(",")
+    assert not any("memory" in a or a == "-incoming" for a in arguments)
 
 
 def test_every_end_of_the_guest_ends_the_machine(domain: Domain) -> None:
     xml = ET.fromstring(domain.xml())
     assert {xml.findtext(e) for e in ("on_poweroff", "on_reboot", "on_crash")} == {"destroy"}
+
+
+@pytest.mark.parametrize(("shared", "share"), [(True, "on"), (False, "off")])
+def test_memory_as_a_file(domain: Domain, shared: bool, share: str) -> None:
+    clone = replace(domain, ram=RamFile(Path("/c/a,b/ram"), shared), incoming=not shared)
+    arguments = [a.get("value") or "" for a in ET.fromstring(clone.xml()).iter(f"{_QEMU}arg")]
+    (memory,) = (a for a in arguments if a.startswith("memory-backend-file,"))
+    assert memory == f"memory-backend-file,id=ram,size=2048M,mem-path=/c/a,,b/ram,share={share}"
+    assert arguments[arguments.index("-machine") + 1] == "memory-backend=ram"
+    assert ("-incoming" in arguments) is not shared
+
+
+def test_the_agent_has_the_second_serial_port(domain: Domain) -> None:
+    first, second = ET.fromstring(domain.xml()).findall("devices/serial")
+    assert (first.get("type"), second.get("type")) == ("file", "unix")
+    assert second.find("source").get("path") == "/r/agent.sock"  # type: ignore[union-attr]
+    # A clone's console begins with what its template said.
+    assert first.find("source").get("append") == "on"  # type: ignore[union-attr]

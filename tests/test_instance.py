@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed import instance as module
+from smbdirect_testbed.carriers import machines
 from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.instance import find_instance, instances, new_instance, orphans
 from smbdirect_testbed.wait import wait_until
@@ -15,7 +15,7 @@ from smbdirect_testbed.wait import wait_until
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SMBDIRECT_TESTBED_STATE", str(tmp_path))
-    monkeypatch.setattr(module, "destroy_vm", lambda name, directory: None)
+    monkeypatch.setattr(machines, "destroy_all", lambda directory: None)
     return tmp_path
 
 

@@ -136,7 +136,9 @@ class Run:
                 hosts={},
                 servers={ServerKind.SMBD: smbd} if self.smbd else {},
                 host=lambda role: SimpleNamespace(run=self.client_runs),
-                kernel_log=KernelLog(machine),
+                machines={"machine": machine},
+                kernel_logs={"machine": KernelLog(machine)},
+                death=machine.death,
                 image=SimpleNamespace(packages={"samba": "4.24"}),
                 facts=lambda: {"environment": "fake", "samba": "4.24"},
             )

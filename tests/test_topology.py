@@ -38,12 +38,14 @@ def call() -> Iterator[Call]:
     assert proc.stdin
     assert proc.stdout
     stdin, stdout = proc.stdin, proc.stdout
-    assert json.loads(stdout.readline()) == {"ok": "ready"}
+    assert json.loads(stdout.readline()) == {"id": 0, "ok": "ready"}
 
     def request(do: str, **arguments: Any) -> Any:
-        stdin.write(json.dumps({"do": do, "with": arguments}) + "\n")
+        stdin.write(json.dumps({"id": 7, "do": do, "with": arguments}) + "\n")
         stdin.flush()
-        return json.loads(stdout.readline())
+        answer = json.loads(stdout.readline())
+        assert answer.pop("id") == 7
+        return answer
 
     yield request
     request("unmake")
@@ -70,7 +72,7 @@ def _inside(pid: int, *command: str) -> str:
 def test_hosts_and_a_link(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
     ends = [_end("a", 1), _end("b", 2)]
-    assert call("make_link", ends=ends, mtu=9000, neighbours=True) == {"ok": None}
+    assert call("make_link", ends=ends, mtu=9000, neighbours=True, delay=0, loss=0) == {"ok": None}
     assert _inside(pids["a"], "hostname") == "a\n"
     assert _inside(pids["a"], "ls", "/sys/class/net").split() == ["lo", "smb0"]
     (link,) = json.loads(_inside(pids["a"], "ip", "-j", "addr", "show", "dev", "smb0"))
@@ -93,7 +95,9 @@ def test_a_mount_by_one_command_is_there_for_the_next(call: Call, tmp_path: Path
 
 def test_unmaking_leaves_nothing(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
-    call("make_link", ends=[_end("a", 1), _end("b", 2)], mtu=1500, neighbours=False)
+    call(
+        "make_link", ends=[_end("a", 1), _end("b", 2)], mtu=1500, neighbours=False, delay=0, loss=0
+    )
     assert call("unmake") == {"ok": None}
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
@@ -101,5 +105,7 @@ def test_unmaking_leaves_nothing(call: Call) -> None:
 def test_what_the_kernel_refuses_is_told(call: Call) -> None:
     call("make_hosts", namespaces=["a", "b"], machine_stack=[])
     bad = {**_end("b", 2), "ipv4": "10.77.0.2/99"}
-    answer = call("make_link", ends=[_end("a", 1), bad], mtu=1500, neighbours=False)
+    answer = call(
+        "make_link", ends=[_end("a", 1), bad], mtu=1500, neighbours=False, delay=0, loss=0
+    )
     assert answer["error"].startswith("make_link: ")

@@ -28,9 +28,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#ifndef IPPROTO_SMBDIRECT
-#define IPPROTO_SMBDIRECT 257
-#endif
+#include "smbdirect.h"
+
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
 #endif
@@ -175,7 +174,7 @@ static int exchange(int fd, const struct sockaddr *addr, socklen_t length)
 		return 0;
 	family = number(fd, SO_DOMAIN);
 	flags = fcntl(fd, F_GETFD);
-	made = socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_SMBDIRECT);
+	made = smbdirect_socket(family, SOCK_CLOEXEC, NULL);
 	if (made < 0) {
 		debug("port %u: no SMB-Direct socket: %s", port, strerror(errno));
 		return -1;

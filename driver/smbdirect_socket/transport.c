@@ -168,15 +168,15 @@ static void sdsock_stop(struct sdsock *ss)
 }
 
 /*
- * Give the transport back and with it the hold on the RDMA device. What it had
- * received stays readable; what it had not sent is lost.
+ * Part with the transport. What it had received stays readable; what it had not
+ * sent is lost. The caller gives it back, with sdsock_give_back().
  */
-void sdsock_detach(struct sdsock *ss)
+static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
 	if (!sc)
-		return;
+		return NULL;
 
 	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
 		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
@@ -196,9 +196,22 @@ void sdsock_detach(struct sdsock *ss)
 	ss->sc = NULL;
 	spin_unlock(&ss->lock);
 	mutex_unlock(&ss->rx.lock);
+	return sc;
+}
 
+static void sdsock_give_back(struct sdsock *ss, struct smbdirect_socket *sc)
+{
 	smbdirect_socket_release(sc);
 	sdsock_uncharge_buffers(ss);
+}
+
+/* Give the transport back, and with it the hold on the RDMA device. */
+void sdsock_detach(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = sdsock_part(ss);
+
+	if (sc)
+		sdsock_give_back(ss, sc);
 }
 
 static void sdsock_fail(struct sock *sk, int error, int state)
@@ -224,8 +237,12 @@ static bool sdsock_orderly(struct smbdirect_socket *sc, int error)
 	       !atomic_read(&sc->send_io.pending.count);
 }
 
-/* The transport of a connection, or of an attempt at one, has failed. */
-static void sdsock_connection_over(struct sdsock *ss)
+/*
+ * The transport of a connection, or of an attempt at one, has failed. Returns it
+ * for the caller to give back: that takes a few tenths of a second, and who
+ * waits for the end of the connection should not wait for that as well.
+ */
+static struct smbdirect_socket *sdsock_connection_over(struct sdsock *ss)
 {
 	struct sock *sk = sdsock_sk(ss);
 	struct smbdirect_socket *sc = ss->sc;
@@ -240,24 +257,26 @@ static void sdsock_connection_over(struct sdsock *ss)
 		if (!sdsock_negotiated(sc)) {
 			if (error == -EINVAL)	/* of a device that has too little of something */
 				error = -EPROTONOSUPPORT;
+			/* the next attempt may need the address that it holds */
 			sdsock_detach(ss);
 			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
-			return;
+			return NULL;
 		}
 		/* accepted, and closed before we could look: a connection at its end */
 		sdsock_connected(ss);
 	}
-	sdsock_detach(ss);
+	sdsock_part(ss);
 	if (orderly)
 		error = ss->rx.frame_left || ss->tx.lost ? -ECONNRESET : 0;
 	sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE_WAIT);
+	return sc;
 }
 
 void sdsock_event_work(struct work_struct *work)
 {
 	struct sdsock *ss = container_of(work, struct sdsock, event_work);
+	struct smbdirect_socket *sc, *over = NULL;
 	struct sock *sk = sdsock_sk(ss);
-	struct smbdirect_socket *sc;
 
 	lock_sock(sk);
 	sc = ss->sc;
@@ -278,7 +297,7 @@ void sdsock_event_work(struct work_struct *work)
 	switch (sk->sk_state) {
 	case TCP_SYN_SENT:
 	case TCP_ESTABLISHED:
-		sdsock_connection_over(ss);
+		over = sdsock_connection_over(ss);
 		break;
 	case TCP_LISTEN:
 		ss->dead_listener = true;
@@ -295,4 +314,6 @@ void sdsock_event_work(struct work_struct *work)
 		sk_error_report(sk);
 out:
 	release_sock(sk);
+	if (over)
+		sdsock_give_back(ss, over);
 }

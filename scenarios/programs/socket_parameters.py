@@ -17,10 +17,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import smbdirect
+if TYPE_CHECKING:
+    from smbdirect_testbed import socket as smbdirect
+else:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import smbdirect
 
 _HEADER = struct.Struct(">I")
 _FIELDS = [field.name for field in fields(smbdirect.ConnectionParameters)]
@@ -204,10 +208,21 @@ def unaccepted(options: argparse.Namespace) -> dict[str, Any]:
             return {"result": result, "seconds": time.monotonic() - begun}
 
 
+def interfaces(_: argparse.Namespace) -> dict[str, Any]:
+    """Which network interfaces SMB-Direct can use."""
+    results: dict[str, Any] = {}
+    for interface in [*(known for _, known in socket.if_nameindex()), "nobody0"]:
+        try:
+            results[interface] = smbdirect.netif_rdma_capable(interface)
+        except OSError as e:
+            results[interface] = name(e)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Parameters of SMB-Direct sockets.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for do in (serve, call, refusals, silence, unaccepted):
+    for do in (serve, call, refusals, silence, unaccepted, interfaces):
         action = actions.add_parser(do.__name__, help=do.__doc__)
         action.add_argument("address")
         action.add_argument("port", type=int)

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import json
 import select
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from smbdirect_testbed import process
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.machine import Machine
 
 _PROGRAM = Path(__file__).with_name("agent.py")
+_PORT_THERE = "/dev/ttyS1"
+_LOG_THERE = "/run/testbed-agent.log"
 _TIMEOUT = 90.0
 """Seconds for one answer: Python and pyroute2 take up to 10 s to start under TCG."""
+
+
+class _Connection(Protocol):
+    def fileno(self) -> int: ...
+    def send(self, data: bytes) -> None: ...
+    def receive(self) -> bytes: ...
 
 
 class AgentClient:
     """Sends requests to the agent in a machine.
 
-    The agent starts in the background: the first request waits until it is ready.
+    An agent may be starting in the background: then the first request waits until it is ready.
+
+    :param started: the agent runs already
     """
 
-    def __init__(self, machine: Machine, proc: subprocess.Popen[bytes]) -> None:
+    def __init__(self, machine: Machine, connection: _Connection, *, started: bool) -> None:
         self._machine = machine
-        self._proc = proc
-        self._ready = False
+        self._connection = connection
+        self._ready = started
+        self._received = b""
+        # Not from 1: an answer to someone who asked before us may still come.
+        self._numbers = count(time.monotonic_ns())
 
     def call(self, do: str, **arguments: Any) -> Any:
         """Have the agent do something and return its answer.
@@ -37,46 +53,131 @@ class AgentClient:
         :raises MachineDied: the machine stopped running
         """
         if not self._ready:
-            self._answer("starting the agent")
+            self._answer(0, "starting the agent")
             self._ready = True
-        assert self._proc.stdin
-        self._proc.stdin.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
-        self._proc.stdin.flush()
-        return self._answer(do)
-
-    def _answer(self, what: str) -> Any:
-        assert self._proc.stdout
-        readable, _, _ = select.select([self._proc.stdout], [], [], _TIMEOUT)
-        line = self._proc.stdout.readline() if readable else b""
-        if not line:
+        number = next(self._numbers)
+        request = {"id": number, "do": do, "with": arguments}
+        try:
+            self._connection.send(json.dumps(request).encode() + b"\n")
+        except OSError as e:
             self._machine.raise_if_dead()
-            how = "ended" if readable else f"did not answer in {_TIMEOUT:g} s"
-            raise ProvisionError(f"{what}: the agent in machine {self._machine.name} {how}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
-        return answer["ok"]
+            raise self._error(do, f"cannot be reached: {e}") from e
+        return self._answer(number, do)
+
+    def _answer(self, number: int, what: str) -> Any:
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            answer = json.loads(self._line(deadline, what))
+            if answer["id"] != number:
+                continue
+            if "error" in answer:
+                raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
+            return answer["ok"]
+
+    def _line(self, deadline: float, what: str) -> bytes:
+        while b"\n" not in self._received:
+            left = max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select([self._connection], [], [], min(left, 0.5))
+            data = self._connection.receive() if readable else b""
+            if not data:
+                self._machine.raise_if_dead()
+                if readable:
+                    raise self._error(what, "ended")
+                if not left:
+                    raise self._error(what, f"did not answer in {_TIMEOUT:g} s")
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _error(self, what: str, problem: str) -> ProvisionError:
+        return ProvisionError(f"{what}: the agent in machine {self._machine.name} {problem}")
 
 
 @contextmanager
 def running_agent(machine: Machine) -> Iterator[AgentClient]:
-    """Start the agent in a machine without waiting for it; on exit, end it.
+    """Have an agent in a machine, without waiting for it to start.
 
-    What the agent made stays in the machine unless it was told to unmake it.
+    On exit it ends, unless it is on a serial port: then it is there as long as the machine. What
+    it made stays in the machine unless it was told to unmake it.
     """
-    copy = machine.shared.here / _PROGRAM.name
-    copy.write_bytes(_PROGRAM.read_bytes())
+    if machine.agent_port is None:
+        with _on_a_pipe(machine) as agent:
+            yield agent
+        return
+    with _Port(machine.agent_port) as port:
+        if not machine.agent_started:
+            program = machine.shared.path_there(_copy(machine))
+            start = f'exec setsid --fork python3 "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
+            machine.run(["sh", "-c", start, str(program)])
+        yield AgentClient(machine, port, started=machine.agent_started)
+        machine.agent_started = True
+
+
+class _Port:
+    """A connection to a machine's serial port."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._path = path
+
+    def __enter__(self) -> _Port:
+        try:
+            self._socket.settimeout(_TIMEOUT)
+            self._socket.connect(str(self._path))
+        except OSError as e:
+            self._socket.close()
+            raise ProvisionError(f"cannot reach the agent by {self._path}: {e.strerror}") from e
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def receive(self) -> bytes:
+        try:
+            return self._socket.recv(65536)
+        except ConnectionResetError:
+            return b""
+
+
+class _Pipe:
+    """A connection to a process that passes on what the agent reads and writes."""
+
+    def __init__(self, proc: subprocess.Popen[bytes]) -> None:
+        assert proc.stdin
+        assert proc.stdout
+        self._in, self._out = proc.stdin, proc.stdout
+
+    def fileno(self) -> int:
+        return self._out.fileno()
+
+    def send(self, data: bytes) -> None:
+        self._in.write(data)
+        self._in.flush()
+
+    def receive(self) -> bytes:
+        return self._out.read1(65536)  # type: ignore[attr-defined, no-any-return]
+
+
+@contextmanager
+def _on_a_pipe(machine: Machine) -> Iterator[AgentClient]:
+    program = machine.shared.path_there(_copy(machine))
     log = machine.shared.here / "agent.log"
     with log.open("ab") as errors:
         proc = subprocess.Popen(
-            machine.argv(["python3", str(machine.shared.path_there(copy))]),
+            machine.argv(["python3", str(program)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
         )
     try:
-        yield AgentClient(machine, proc)
+        yield AgentClient(machine, _Pipe(proc), started=False)
     finally:
         assert proc.stdin
         assert proc.stdout
@@ -87,3 +188,9 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
             process.kill_group(proc)
             proc.wait()
         proc.stdout.close()
+
+
+def _copy(machine: Machine) -> Path:
+    copy = machine.shared.here / _PROGRAM.name
+    copy.write_bytes(_PROGRAM.read_bytes())
+    return copy

@@ -68,6 +68,10 @@ class BuildRoot(ABC):
         """
 
     @abstractmethod
+    def holds(self, path: PurePosixPath) -> bool:
+        """Whether there is such a file in the build root."""
+
+    @abstractmethod
     def work_directory(
         self, name: str, progress: Progress
     ) -> AbstractContextManager[PurePosixPath]:
@@ -141,6 +145,9 @@ class _DirectoryBuildRoot(BuildRoot):
             for there, here in (outputs or {}).items():
                 copy_out(self._path(there), here)
         return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
+
+    def holds(self, path: PurePosixPath) -> bool:
+        return self._path(path).exists()
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:

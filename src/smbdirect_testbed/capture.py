@@ -12,21 +12,20 @@ import heapq
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
-from subprocess import Popen
 
 from smbdirect_testbed import pcap
 from smbdirect_testbed.counters import COUNTERS_SCRIPT, Counters
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.pcap import GrowingPcap, Record
-from smbdirect_testbed.spec import Transport
-from smbdirect_testbed.traffic import Direction, Kind, Traffic, count, objection
+from smbdirect_testbed.spec import Role, Transport
+from smbdirect_testbed.traffic import Direction, IwarpConnections, Kind, Traffic, count, objection
 from smbdirect_testbed.wait import wait_until
 
 _MARKER = b"smbdirect-testbed marker "
@@ -50,18 +49,59 @@ exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w - 
 
 # A write to the shared directory costs as much time as 10 KiB of it, so there are few: ten a second
 # until there is much, and as large as one message of 9p. The buffer is mapped once, because page
-# faults are slow in an emulated machine. 1031 is F_SETPIPE_SZ.
+# faults are slow in an emulated machine. 1031 is F_SETPIPE_SZ. The file is there when the shared
+# directory is, which a template does not have.
 _PUMP = """
-import fcntl, mmap, sys, time
+import fcntl, mmap, os, sys, time
 fcntl.fcntl(0, 1031, 1 << 20)
 buffer = memoryview(mmap.mmap(-1, 480 << 10))
-with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "wb", buffering=0) as file:
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "r+b", buffering=0) as file:
     while size := pipe.readinto(buffer):
         done = 0
         while done < size:
             done += file.write(buffer[done:size])
         if size < len(buffer) // 2:
             time.sleep(0.1)
+"""
+
+# Devices and files in turns. The ring of each tcpdump takes 96 MiB, and seconds to be cleared by an
+# emulated machine: a template holds it cleared, and a clone has only what it uses of it.
+_START = """
+tcpdump=$1 pump=$2 pids= logs=; shift 2
+while [ $# -gt 0 ]; do
+    log=/run/capture-$1.log
+    setsid bash -c "$tcpdump" "$1" "$2" "$pump" </dev/null >"$log" 2>&1 &
+    echo $! >"/run/capture-$1.pid"
+    pids="$pids $!" logs="$logs $log"
+    shift 2
+done
+for log in $logs; do
+    until grep -q "listening on" "$log"; do
+        kill -0 $pids 2>/dev/null || { cat $logs; exit 1; }
+        sleep 0.05
+    done
+done
+"""
+
+_ADOPT = """
+for device in "$@"; do kill -0 "$(cat "/run/capture-$device.pid")" || exit; done
+"""
+
+# Ends when the pumps have ended, too: each is in its tcpdump's session.
+_STOP = """
+for device in "$@"; do kill -TERM "$(cat "/run/capture-$device.pid")" 2>/dev/null; done
+for device in "$@"; do
+    tries=0
+    while pgrep --session "$(cat "/run/capture-$device.pid")" >/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || pkill -KILL --session "$(cat "/run/capture-$device.pid")"
+        sleep 0.1
+    done
+    echo "device $device"
+    cat "/run/capture-$device.log"
+done
 """
 
 # The padding after a marker drives it out of tcpdump's buffer of 4 KiB. Each datagram has a socket
@@ -143,6 +183,7 @@ class WireCapture:
         self._client = client
         self._timeout = timeout
         self._traffic: Traffic = Counter()
+        self._iwarp: IwarpConnections = set()
         self._slice: list[list[Record]] = []
         self._slice_size = 0
         self._run = secrets.token_hex(4)
@@ -168,7 +209,7 @@ class WireCapture:
                 timeout=self._timeout,
                 interval=0.01,
             )[0]
-            self._traffic += count((r.frame for r in records), link.mac)
+            self._traffic += count((r.frame for r in records), link.mac, self._iwarp)
             if self._slice_size < _LARGEST_SLICE:
                 self._slice.append(records)
                 self._slice_size += sum(len(r.frame) for r in records)
@@ -192,6 +233,21 @@ def _found(link: LinkCapture, marker: bytes) -> tuple[list[Record]] | None:
     return None if records is None else (records,)
 
 
+def captured_host(hosts: Mapping[str, Host]) -> Host | None:
+    """The host whose links are captured: the first client with a link."""
+    clients = (h for h in hosts.values() if h.role is Role.CLIENT and h.ends)
+    return next(clients, None)
+
+
+def prepare_capture(client: Host) -> dict[str, str]:
+    """Start capturing in a machine that becomes a template; clones go on with it.
+
+    :returns: what a clone's :attr:`Machine.prepared` has to say for that
+    """
+    _start(client)
+    return {_prepared_key(client): "yes"}
+
+
 @contextmanager
 def capturing(client: Host, hosts: Mapping[str, Host], logs: Path) -> Iterator[WireCapture]:
     """Capture all links of a client while the context lasts.
@@ -200,42 +256,48 @@ def capturing(client: Host, hosts: Mapping[str, Host], logs: Path) -> Iterator[W
     :param logs: a directory for what tcpdump says
     :raises ProvisionError: tcpdump did not start
     """
-    shared = client.machine.shared
     links: list[LinkCapture] = []
-    with ExitStack() as stack:
-        running: list[Popen[bytes]] = []
-        for end in client.ends:
-            peer = next(e for e in hosts[end.peer].ends if e.ipv4.network == end.ipv4.network)
-            file = shared.here / f"capture-{end.device}.pcap"
-            file.unlink(missing_ok=True)
-            log = logs / f"{end.device}.log"
-            command = ["bash", "-c", _TCPDUMP, end.device, str(shared.path_there(file)), _PUMP]
-            running.append(stack.enter_context(client.background(command, log)))
-            links.append(
-                LinkCapture(
-                    end.device,
-                    bytes.fromhex(end.mac.replace(":", "")),
-                    peer.ipv4.ip,
-                    GrowingPcap(file),
-                    log,
-                )
-            )
-        for link, proc in zip(links, running, strict=True):
-            _wait_for(client, link, proc)
+    for end in client.ends:
+        peer = next(e for e in hosts[end.peer].ends if e.ipv4.network == end.ipv4.network)
+        file = _file(client, end.device)
+        file.write_bytes(b"")
+        mac = bytes.fromhex(end.mac.replace(":", ""))
+        log = logs / f"{end.device}.log"
+        links.append(LinkCapture(end.device, mac, peer.ipv4.ip, GrowingPcap(file), log))
+    devices = [link.device for link in links]
+    if not (client.machine.prepared.get(_prepared_key(client)) and _adopt(client, devices)):
+        _start(client)
+    try:
         yield WireCapture(client, links)
+    finally:
+        if not client.machine.death():
+            said = client.run(["bash", "-c", _STOP, "stop", *devices], check=False).stdout
+            logs.mkdir(parents=True, exist_ok=True)
+            for link, text in zip(links, said.split("device ")[1:], strict=False):
+                link.log.write_text(text.partition("\n")[2])
 
 
-def _wait_for(client: Host, link: LinkCapture, proc: Popen[bytes]) -> None:
-    def begun() -> bool:
-        if proc.poll() is not None:
-            client.machine.raise_if_dead()
-            raise ProvisionError(
-                f"tcpdump on {client.name}'s {link.device} ended with status {proc.returncode}",
-                detail=link.log.read_text(errors="replace")[-2000:],
-            )
-        return "listening on" in link.log.read_text(errors="replace")
+def _start(client: Host) -> None:
+    there = client.machine.shared.path_there
+    devices = [(e.device, str(there(_file(client, e.device)))) for e in client.ends]
+    script = ["bash", "-c", _START, "start", _TCPDUMP, _PUMP]
+    started = client.run([*script, *(word for pair in devices for word in pair)], check=False)
+    if not started.ok:
+        raise ProvisionError(
+            f"tcpdump did not start on {client.name}", detail=started.output[-2000:]
+        )
 
-    wait_until(begun, f"tcpdump on {client.name}'s {link.device} to begin", timeout=30)
+
+def _adopt(client: Host, devices: Sequence[str]) -> bool:
+    return client.run(["bash", "-c", _ADOPT, "adopt", *devices], check=False).ok
+
+
+def _file(client: Host, device: str) -> Path:
+    return client.machine.shared.here / f"capture-{device}.pcap"
+
+
+def _prepared_key(client: Host) -> str:
+    return f"capture {client.name}"
 
 
 @dataclass

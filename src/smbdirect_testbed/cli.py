@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from smbdirect_testbed import __version__, housekeeping
+from smbdirect_testbed import __version__, housekeeping, paths
+from smbdirect_testbed.bench import report as bench_report
+from smbdirect_testbed.bench import rows as bench_rows
 from smbdirect_testbed.doctor import Status, diagnose
+from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.echo.cli import echo
 from smbdirect_testbed.envfile import list_environments, load_environment
 from smbdirect_testbed.environment import anything_kept
@@ -24,9 +29,14 @@ from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.instance import Instance, find_instance, instances
 from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver
+from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver, with_start
+from smbdirect_testbed.saves import saves
 
 _DEFAULT_ENVIRONMENT = "rxe"
+
+_cold_option = click.option(
+    "--cold", is_flag=True, help="Boot the machine, and do not clone it from a template."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,19 +57,26 @@ def cli(debug: bool) -> None:
     """
 
 
-@cli.command()
-@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
-@click.option(
+_expression_option = click.option(
     "-k", "expression", metavar="EXPR", help="Run scenarios matching a pytest expression."
 )
-@click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
-@click.option(
+_driver_option = click.option(
     "--driver",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Build the driver from this kernel tree (or a part of one with fs/smb).",
 )
-def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None) -> int:
+
+
+@cli.command()
+@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
+@_expression_option
+@click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
+@_driver_option
+@_cold_option
+def run(
+    what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None, cold: bool
+) -> int:
     """Provide an environment and run scenarios in it.
 
     ENV is a name from `list`, or a path ending in .toml; rxe if left out. PATHs are files or
@@ -69,19 +86,49 @@ def run(what: tuple[str, ...], expression: str | None, keep: bool, driver: Path 
     could not be provided.
     """
     progress = Progress()
-    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
-    spec = with_driver(load_environment(name), driver)
+    name, scenarios = _environment_and_scenarios(what)
+    spec = with_driver(with_start(load_environment(name), cold=cold), driver)
     housekeeping.remove_orphans(progress)
     return run_scenarios(spec, scenarios, expression, progress, keep=keep)
 
 
 @cli.command()
+@click.argument("what", metavar="[ENV] [PATH]...", nargs=-1)
+@_expression_option
+@_driver_option
+@_cold_option
+def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, cold: bool) -> None:
+    """Do what `run` does now and at every save, until Ctrl-C.
+
+    What is watched: the driver's part of the tree given with --driver, the testbed's own driver,
+    and the scenarios.
+    """
+    name, scenarios = _environment_and_scenarios(what)
+    files = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
+    places = [*files, paths.driver(), *((driver / p for p in SOURCE_PARTS) if driver else ())]
+
+    def once() -> int:
+        progress = Progress()
+        spec = with_driver(with_start(load_environment(name), cold=cold), driver)
+        housekeeping.remove_orphans(progress)
+        return run_scenarios(spec, scenarios, expression, progress, keep=False)
+
+    for saved in itertools.chain([[]], saves(places)):
+        for file in saved:
+            click.echo(f"saved: {file}", err=True)
+        if _guard(once) == ExitStatus.INTERRUPTED:
+            return
+        click.echo("waiting for a save; Ctrl-C ends", err=True)
+
+
+@cli.command()
 @click.argument("env")
-@click.option("--driver", metavar="DIR", type=click.Path(path_type=Path), help="As for run.")
-def up(env: str, driver: Path | None) -> None:
+@_driver_option
+@_cold_option
+def up(env: str, driver: Path | None, cold: bool) -> None:
     """Provide the environment ENV and leave it up."""
     progress = Progress()
-    spec = with_driver(load_environment(env), driver)
+    spec = with_driver(with_start(load_environment(env), cold=cold), driver)
     housekeeping.remove_orphans(progress)
     hosts = bring_up(spec, progress)
     progress.say(f"{spec.name} is up: smbdirect-testbed shell {'|'.join(hosts)}")
@@ -149,6 +196,36 @@ def down(instance: str | None) -> None:
     click.echo(f"{found.name} is down")
 
 
+@cli.command()
+@click.argument("rows", metavar="[ROW]...", nargs=-1, type=click.Choice(list(bench_rows.ROWS)))
+@click.option("--times", default=5, show_default=True, help="How often to measure each thing.")
+@click.option(
+    "--carrier",
+    "carriers",
+    multiple=True,
+    type=click.Choice(["vm", "uml"]),
+    help="Only this one; may be repeated.",
+)
+def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
+    """Measure how long things take, against their goals.
+
+    All rows take about half an hour, on a computer that does nothing else meanwhile.
+    """
+    progress = Progress()
+    housekeeping.remove_orphans(progress)
+    settings = bench_rows.Settings(times, carriers or bench_rows.carriers_here(), progress)
+    figures = []
+    for measure in bench_rows.chosen(rows).values():
+        for figure in measure(settings):
+            progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
+            figures.append(figure)
+    Console(highlight=False).print(bench_report.table(figures))
+    directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
+    click.echo(f"all figures: {bench_report.write(figures, directory)}")
+    if file := bench_report.plot(figures, directory):
+        click.echo(f"how set-up grows with hosts: {file}")
+
+
 @cli.command(name="list")
 def list_() -> None:
     """List the environments, with what each is for."""
@@ -198,6 +275,11 @@ def clean(cache: bool, yes: bool) -> None:
 
 
 cli.add_command(echo)
+
+
+def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:
+    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
+    return name, scenarios
 
 
 def _is_path(word: str) -> bool:

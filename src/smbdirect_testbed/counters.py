@@ -85,7 +85,7 @@ class Growth:
     def objection(self, transport: Transport, captured: Traffic) -> str | None:
         """Why the counters contradict a capture that shows ``transport``; None if they agree."""
         roce = frames(captured, Kind.ROCE_SEND, Kind.ROCE_OTHER, Kind.ROCE_CM)
-        tcp = frames(captured, *TCP_KINDS, Kind.TCP_OTHER)
+        tcp = frames(captured, *TCP_KINDS, Kind.TCP_OTHER, Kind.IWARP)
         if transport is Transport.SMBDIRECT:
             if self.rdma and not all(self.rdma):
                 return (

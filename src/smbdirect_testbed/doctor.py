@@ -64,6 +64,7 @@ class _Tool:
 
 _TOOLS = (
     _Tool("qemu-system-x86_64", "qemu-system-x86", "runs machines"),
+    _Tool("slirp4netns", "slirp4netns", "leads into machines of User Mode Linux"),
     _Tool("mmdebstrap", "mmdebstrap", "builds images"),
     _Tool("mke2fs", "e2fsprogs", "makes machines' scratch disks"),
     _Tool("ssh", "openssh-client", "reaches machines"),

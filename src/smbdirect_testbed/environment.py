@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smbdirect_testbed.agent_client import running_agent
-from smbdirect_testbed.carriers.vm import vm_machine
+from smbdirect_testbed.carriers.machines import machine_directory, started_machine
+from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
+from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.image import Image, provide_image
 from smbdirect_testbed.kernel_log import KernelLog
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.prepared import template_plan
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import running_smbd
-from smbdirect_testbed.spec import EnvironmentSpec, Role, ServerKind
-from smbdirect_testbed.topology import made_hosts, make_rdma_links
+from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.topology import Place, made_hosts
+from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
 
 _kept: list[ExitStack] = []
 """What is left running for later commands.
@@ -39,18 +43,43 @@ def anything_kept() -> bool:
 class Environment:
     """Everything that a scenario can use.
 
+    :param kernel: the machines' kernel, if it is not the image's own
+    :param machines: by name, and so are the drivers and the kernel logs that they have
     :param directory: the instance's state directory
     :param servers: those that run from the start
     """
 
     spec: EnvironmentSpec
     image: Image
-    machine: Machine
-    driver: LoadedDriver
+    kernel: UmlKernel | None
+    machines: Mapping[str, Machine]
+    drivers: Mapping[str, LoadedDriver]
     hosts: Mapping[str, Host]
-    kernel_log: KernelLog
+    kernel_logs: Mapping[str, KernelLog]
     directory: Path
     servers: dict[ServerKind, SmbServer] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that smbd is on, or the first."""
+        return self.machines[self._main]
+
+    @property
+    def driver(self) -> LoadedDriver:
+        """The driver in that machine."""
+        return self.drivers[self._main]
+
+    @property
+    def _main(self) -> str:
+        smbd = (s.host for s in self.spec.servers if s.kind is ServerKind.SMBD)
+        return self.spec.host(next(smbd, self.spec.hosts[0].name)).machine
+
+    def death(self) -> str | None:
+        """Why one of the machines no longer runs; None while all do."""
+        for name, machine in self.machines.items():
+            if reason := machine.death():
+                return reason if len(self.machines) == 1 else f"machine {name}: {reason}"
+        return None
 
     def host(self, role: Role) -> Host:
         """The first host with a role.
@@ -76,7 +105,7 @@ class Environment:
             "carrier": self.spec.carrier.value,
             "accelerator": self.machine.accelerator,
             **self.machine.provenance,
-            "kernel": self.image.kernel_release,
+            "kernel": self.kernel.release if self.kernel else self.image.kernel_release,
             "kernel_options": " ".join(self.spec.machine.kernel_options),
             "image": self.image.name,
             "image_digest": self.image.digest,
@@ -98,28 +127,79 @@ def provide(
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
-    image = provide_image(spec.image, progress)
-    built = provide_driver(spec.driver, image, progress)
     with ExitStack() as stack:
-        machine = stack.enter_context(
-            vm_machine("machine", image, spec.machine, directory, progress, keep=keep)
-        )
+        started = stack.enter_context(started_machines(spec, progress, directory, keep=keep))
+        machines = started.machines
         with progress.phase("driver_load", "loading the driver"):
-            agent = stack.enter_context(running_agent(machine))
-            driver = LoadedDriver(machine, built)
-            driver.load()
+            places = {
+                name: Place(machine, stack.enter_context(running_agent(machine)))
+                for name, machine in machines.items()
+            }
+            drivers = {
+                name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
+            }
+            for driver in drivers.values():
+                driver.load()
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
-            hosts = stack.enter_context(made_hosts(spec, machine, agent, keep=keep))
-            make_rdma_links(hosts, agent)
+            hosts = stack.enter_context(made_hosts(spec, places, keep=keep))
+        logs = {name: KernelLog(machine) for name, machine in machines.items()}
         environment = Environment(
-            spec, image, machine, driver, hosts, KernelLog(machine), directory
+            spec, started.image, started.kernel, machines, drivers, hosts, logs, directory
         )
         with progress.phase("servers", "starting smbd"):
             for server in spec.servers:
                 if server.kind is ServerKind.SMBD:
                     environment.servers[server.kind] = stack.enter_context(
-                        running_smbd(hosts[server.host], driver, server.transports)
+                        running_smbd(hosts[server.host], environment.driver, server.transports)
                     )
         yield environment
-        if keep and not machine.death():
+        if keep and not environment.death():
             _kept.append(stack.pop_all())
+
+
+@dataclass(frozen=True)
+class StartedMachines:
+    """Machines, and what they were started from.
+
+    :param kernel: the machines' kernel, if it is not the image's own
+    :param driver: to be loaded
+    """
+
+    image: Image
+    kernel: UmlKernel | None
+    driver: BuiltDriver
+    machines: Mapping[str, Machine]
+
+
+@contextmanager
+def started_machines(
+    spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
+) -> Iterator[StartedMachines]:
+    """The machines that a spec names, with the wires between them.
+
+    :param directory: the instance's state directory
+    :raises UsageError: the spec asks for something that is not there
+    :raises ProvisionError: a step failed
+    """
+    image = provide_image(spec.image, progress)
+    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
+    built = provide_driver(spec.driver, image, progress, kernel)
+    with ExitStack() as stack:
+        with wires_between_machines(spec) as wires:
+            machines = {
+                name: stack.enter_context(
+                    started_machine(
+                        name,
+                        image,
+                        kernel,
+                        spec.machine,
+                        machine_directory(directory, name),
+                        progress,
+                        keep=keep,
+                        plan=None if kernel else template_plan(spec, name, built),
+                        wires=wires[name],
+                    )
+                )
+                for name in spec.machines
+            }
+        yield StartedMachines(image, kernel, built, machines)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smbdirect_testbed import cache as cache_entries
 from smbdirect_testbed import mmdebstrap, paths
-from smbdirect_testbed.carriers.vm import destroy_strays
+from smbdirect_testbed.carriers.machines import destroy_strays
 from smbdirect_testbed.instance import orphans
 from smbdirect_testbed.progress import Progress
 

@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from smbdirect_testbed import paths
-from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm
+from smbdirect_testbed.carriers import machines
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.spec import Role
-
-_MACHINE = "machine"
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,10 @@ class Instance:
         state = self._state()
         if "hosts" not in state:
             raise UsageError(f"{self.name} is not up yet")
-        machine = attach_vm(_MACHINE, self.directory)
+        names = {h["machine"] for h in state["hosts"].values()}
+        found = {name: machines.attach(name, self.directory) for name in names}
         return {
-            name: Host(name, Role(h["role"]), machine, (), h["pid"])
+            name: Host(name, Role(h["role"]), found[h["machine"]], (), h["pid"])
             for name, h in state["hosts"].items()
         }
 
@@ -86,7 +85,11 @@ class Instance:
             "environment": environment.spec.name,
             "kept": kept,
             "hosts": {
-                name: {"role": host.role.value, "pid": host.pid}
+                name: {
+                    "role": host.role.value,
+                    "pid": host.pid,
+                    "machine": host.machine.name,
+                }
                 for name, host in environment.hosts.items()
             },
         }
@@ -96,7 +99,7 @@ class Instance:
 
     def remove(self) -> None:
         """Stop whatever still runs of it and remove its directory. Harmless when repeated."""
-        destroy_vm(_MACHINE, self.directory)
+        machines.destroy_all(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _state(self) -> dict[str, Any]:

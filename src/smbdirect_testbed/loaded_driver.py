@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _DISTRIBUTION_MODULES = ("rdma_rxe", "rdma_ucm", "ib_uverbs", "ib_umad")
 """Loaded besides ours: the RoCEv2 device and what userspace needs for verbs."""
 
+PREPARED = "driver"
+"""In :attr:`Machine.prepared`: the digest of the driver that is there."""
+
 _NOTE_HEADER = 16
 _NOTE_SIZE = 36
 """Bytes of a build id's note: sizes, type and "GNU", and then the SHA-1."""
@@ -31,13 +34,19 @@ done
 [ -z "$notes" ] || exec od -An -v -tx1 -w36 $notes
 """
 
-# What ours need of the distribution comes by modprobe; ours by insmod, from our build.
+# What ours need of the distribution comes by modprobe; ours by insmod, from our build. In a clone
+# all of it is there already.
 _LOAD_SCRIPT = """
-modprobe --all $1 || exit
-directory=$2; shift 2
-for m in "$@"; do
-    [ -e "/sys/module/$m" ] || insmod "$directory/$m.ko" || exit
-done
+needed=$1 offered=$2 directory=$3; shift 3
+[ -d "$directory" ] || { mkdir -p "$directory" && cp "$offered"/* "$directory"/; } || exit
+missing=
+for m in $needed "$@"; do [ -e "/sys/module/$m" ] || missing=$m; done
+if [ "$missing" ]; then
+    modprobe --all $needed || exit
+    for m in "$@"; do
+        [ -e "/sys/module/$m" ] || insmod "$directory/$m.ko" || exit
+    done
+fi
 """
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
@@ -52,9 +61,12 @@ class LoadedDriver:
     def __init__(self, machine: Machine, built: BuiltDriver) -> None:
         self.built = built
         self._machine = machine
-        here = machine.shared.here / "driver"
-        shutil.copytree(built.directory, here, dirs_exist_ok=True)
-        self.directory: PurePosixPath = machine.shared.path_there(here)
+        self._offered = machine.shared.here / "driver"
+        if machine.prepared.get(PREPARED) != built.digest:
+            shutil.copytree(built.directory, self._offered, dirs_exist_ok=True)
+        # Not the shared directory: a machine that is to be a template must let go of that, and
+        # programs have the preload library open.
+        self.directory = PurePosixPath("/run/testbed-driver")
 
     @property
     def preload(self) -> PurePosixPath:
@@ -77,13 +89,15 @@ class LoadedDriver:
         :raises ProvisionError: a module did not load, or one of another build is in its place
         """
         needed = " ".join([*_DISTRIBUTION_MODULES, *self._needed_modules()])
-        script = ["sh", "-c", _LOAD_SCRIPT, "load", needed, str(self.directory), *self.names]
-        self._machine.run(script)
-        self.check()
+        offered = str(self._machine.shared.path_there(self._offered))
+        arguments = [needed, offered, str(self.directory), *self.names]
+        self._check(self._loaded(_LOAD_SCRIPT + _LOADED_SCRIPT, arguments))
 
     def check(self) -> None:
         """Raise :class:`ProvisionError` unless every module is loaded and of our build."""
-        loaded = self.loaded()
+        self._check(self.loaded())
+
+    def _check(self, loaded: dict[str, str]) -> None:
         for module in self.built.modules:
             if module.name not in loaded:
                 raise ProvisionError(f"module {module.name} is not loaded")
@@ -95,7 +109,11 @@ class LoadedDriver:
 
     def loaded(self) -> dict[str, str]:
         """The build ids (hexadecimal) of those of our modules that are loaded, by name."""
-        lines = self._machine.run(["sh", "-c", _LOADED_SCRIPT, "loaded", *self.names]).stdout
+        return self._loaded(_LOADED_SCRIPT, self.names)
+
+    def _loaded(self, script: str, arguments: list[str]) -> dict[str, str]:
+        """What a script prints that ends with :data:`_LOADED_SCRIPT`."""
+        lines = self._machine.run(["sh", "-c", script, "driver", *arguments]).stdout
         names = [line for line in lines.splitlines() if not line.startswith(" ")]
         notes = [line.replace(" ", "") for line in lines.splitlines() if line.startswith(" ")]
         if any(len(note) != 2 * _NOTE_SIZE for note in notes):

@@ -37,6 +37,12 @@ class Machine(ABC):
     """What runs its instructions: kvm, tcg."""
     provenance: Mapping[str, str] = MappingProxyType({})
     """What carries it, and how its start went, for the results: names and values."""
+    prepared: Mapping[str, str] = MappingProxyType({})
+    """What is known of a clone: what the preparation of its template returned."""
+    agent_port: Path | None = None
+    """The Unix socket to the serial port for the agent, if the machine has one."""
+    agent_started = False
+    """Whether the agent listens on the port."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name

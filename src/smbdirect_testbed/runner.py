@@ -30,6 +30,13 @@ def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
     return spec
 
 
+def with_start(spec: EnvironmentSpec, *, cold: bool) -> EnvironmentSpec:
+    """The spec, with its machine booted and not cloned if ``cold``."""
+    if not cold:
+        return spec
+    return dataclasses.replace(spec, machine=dataclasses.replace(spec.machine, cold=True))
+
+
 def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:
     """Provide an environment and leave it up; return the names of its hosts.
 
@@ -75,5 +82,5 @@ def _provided(
         with provide(spec, progress, instance.directory, keep=keep) as environment:
             instance.write_state(environment, kept=False)
             yield environment
-        if keep and not environment.machine.death():
+        if keep and not environment.death():
             instance.write_state(environment, kept=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Annotated, Self
@@ -25,6 +26,7 @@ class CarrierKind(StrEnum):
     """What gives us a running kernel."""
 
     VM = "vm"
+    UML = "uml"
 
 
 class RdmaType(StrEnum):
@@ -83,12 +85,14 @@ class MachineSpec:
     :param ssh_port: a fixed loopback port for the machine's ssh; 0 takes a free one
     :param kernel_options: extra kernel command line options; they change the kernel under test
         and are recorded with the results
+    :param cold: boot it, although a clone of a template would be there sooner
     """
 
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     memory: Annotated[int, Field(ge=512, le=65536)] = 2048
     ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
     kernel_options: tuple[str, ...] = ()
+    cold: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -124,11 +128,15 @@ class DriverSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class HostSpec:
-    """A network stack with a role."""
+    """A network stack with a role.
+
+    :param machine: the machine it is on; hosts that name the same are on one
+    """
 
     name: Name
     role: Role
     stack: Stack = Stack.NAMESPACE
+    machine: Name = "machine"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -151,11 +159,15 @@ class LinkSpec:
     :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
     :param neighbours: set permanent neighbour entries; without them a first RDMA connection can
         take the 5 s of rdma_cm's address time-out
+    :param delay: milliseconds that each packet takes longer, in each direction
+    :param loss: per cent of the packets that are lost, in each direction
     """
 
     ends: tuple[LinkEnd, LinkEnd]
     mtu: Annotated[int, Field(ge=1280, le=65535)] = 1500
     neighbours: bool = True
+    delay: Annotated[float, Field(ge=0, le=10_000)] = 0.0
+    loss: Annotated[float, Field(ge=0, lt=100)] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -194,8 +206,10 @@ class EnvironmentSpec:
         if not names:
             raise ValueError("hosts: at least one host is needed")
         _no_repeats(names, "hosts: two hosts are named {}")
-        if sum(h.stack is Stack.MACHINE for h in self.hosts) > 1:
-            raise ValueError("hosts: only one host can have the machine's own stack")
+        _no_repeats(
+            (h.machine for h in self.hosts if h.stack is Stack.MACHINE),
+            "hosts: only one host can have the own stack of machine {}",
+        )
         ends = [end for link in self.links for end in link.ends]
         for end in ends:
             if end.host not in names:
@@ -221,6 +235,26 @@ class EnvironmentSpec:
             ):
                 raise ValueError('servers: ksmbd needs a host with stack = "machine"')
         return self
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The names of its machines, in the order in which hosts name them."""
+        return tuple(dict.fromkeys(h.machine for h in self.hosts))
+
+    def crosses(self, link: LinkSpec) -> bool:
+        """Whether a link joins two machines."""
+        return len({self.host(end.host).machine for end in link.ends}) > 1
+
+    def part_on(self, machine: str) -> EnvironmentSpec:
+        """What of it is on one machine alone: its hosts, and the links between them."""
+        hosts = tuple(h for h in self.hosts if h.machine == machine)
+        names = {h.name for h in hosts}
+        return replace(
+            self,
+            hosts=hosts,
+            links=tuple(k for k in self.links if {e.host for e in k.ends} <= names),
+            servers=tuple(s for s in self.servers if s.host in names),
+        )
 
     def host(self, name: str) -> HostSpec:
         """The host of that name."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from smbdirect_testbed.agent_client import AgentClient
 from smbdirect_testbed.host import Host, HostEnd
@@ -14,56 +15,69 @@ _GIDS_PER_END = 3
 """GID table entries of an interface with one IPv4, one IPv6 and one link-local address."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """A machine that hosts are made on, through its agent."""
+
+    machine: Machine
+    agent: AgentClient
+
+
 @contextmanager
 def made_hosts(
-    spec: EnvironmentSpec, machine: Machine, agent: AgentClient, *, keep: bool
+    spec: EnvironmentSpec, places: Mapping[str, Place], *, keep: bool
 ) -> Iterator[Mapping[str, Host]]:
     """Make a spec's hosts, links and RDMA links; on exit unmake them, unless ``keep``.
 
+    The driver for the RDMA links must be loaded. Of a link between two machines only the ends are
+    made, on the interfaces that the machines were started with.
+
+    :param places: by the machine's name; with fewer than the spec's machines, only what is on
+        those is made
     :raises ProvisionError: the kernel refused something, with its reason
     """
-    links = [planned_link(number, link) for number, link in enumerate(spec.links)]
-    pids = agent.call(
-        "make_hosts",
-        namespaces=[h.name for h in spec.hosts if h.stack is Stack.NAMESPACE],
-        machine_stack=[h.name for h in spec.hosts if h.stack is Stack.MACHINE],
-    )
-    for link, planned in zip(spec.links, links, strict=True):
-        agent.call(
-            "make_link",
-            mtu=link.mtu,
-            neighbours=link.neighbours,
-            ends=[
-                {
-                    "host": host,
-                    "device": end.device,
-                    "mac": end.mac,
-                    "ipv4": str(end.ipv4),
-                    "ipv6": str(end.ipv6),
-                }
-                for host, end in planned.items()
-            ],
+    pids: dict[str, int] = {}
+    for name, place in places.items():
+        here = [h for h in spec.hosts if h.machine == name]
+        pids |= place.agent.call(
+            "make_hosts",
+            namespaces=[h.name for h in here if h.stack is Stack.NAMESPACE],
+            machine_stack=[h.name for h in here if h.stack is Stack.MACHINE],
         )
-    yield {
+    links = [planned_link(number, link) for number, link in enumerate(spec.links)]
+    for link, planned in zip(spec.links, links, strict=True):
+        ends = {host: _for_agent(host, end) for host, end in planned.items()}
+        common = {"mtu": link.mtu, "neighbours": link.neighbours, **_shape(link)}
+        machines = {host: spec.host(host).machine for host in planned}
+        if not spec.crosses(link):
+            if on := places.get(next(iter(machines.values()))):
+                on.agent.call("make_link", ends=list(ends.values()), **common)
+            continue
+        for host, end in ends.items():
+            if on := places.get(machines[host]):
+                peer = ends[planned[host].peer]
+                on.agent.call("place_wire", end=end, peer=peer, **common)
+    hosts = {
         h.name: Host(
             name=h.name,
             role=h.role,
-            machine=machine,
+            machine=places[h.machine].machine,
             ends=tuple(planned[h.name] for planned in links if h.name in planned),
             pid=pids[h.name],
         )
         for h in spec.hosts
+        if h.machine in places
     }
-    if not keep and not machine.death():
-        agent.call("unmake")
+    for name, place in places.items():
+        _make_rdma_links([h for h in hosts.values() if spec.host(h.name).machine == name], place)
+    yield hosts
+    for place in places.values():
+        if not keep and not place.machine.death():
+            place.agent.call("unmake")
 
 
-def make_rdma_links(hosts: Mapping[str, Host], agent: AgentClient) -> None:
-    """Put the RDMA links on the hosts' interfaces; the driver for them must be loaded.
-
-    :raises ProvisionError: the kernel refused one, or it did not become active
-    """
-    agent.call(
+def _make_rdma_links(hosts: Iterable[Host], place: Place) -> None:
+    place.agent.call(
         "make_rdma_links",
         links=[
             {
@@ -73,11 +87,25 @@ def make_rdma_links(hosts: Mapping[str, Host], agent: AgentClient) -> None:
                 "name": end.rdma_device,
                 "gids": _GIDS_PER_END,
             }
-            for host in hosts.values()
+            for host in hosts
             for end in host.ends
             if end.rdma
         ],
     )
+
+
+def _for_agent(host: str, end: HostEnd) -> dict[str, str]:
+    return {
+        "host": host,
+        "device": end.device,
+        "mac": end.mac,
+        "ipv4": str(end.ipv4),
+        "ipv6": str(end.ipv6),
+    }
+
+
+def _shape(link: LinkSpec) -> dict[str, float]:
+    return {"delay": link.delay, "loss": link.loss}
 
 
 def planned_link(number: int, link: LinkSpec) -> dict[str, HostEnd]:

@@ -1,7 +1,8 @@
 """Telling from captured frames how SMB travelled.
 
 RoCEv2 is InfiniBand's base transport header in UDP datagrams to port 4791 (InfiniBand Architecture
-Specification, Annex A17); its opcodes are in Volume 1, 9.2.
+Specification, Annex A17); its opcodes are in Volume 1, 9.2. iWARP is a TCP connection that begins
+with the key of an MPA frame (RFC 5044, 7.1.1).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Kind(StrEnum):
     ROCE_SEND = "RoCEv2 send"
     ROCE_OTHER = "RoCEv2 read, write, acknowledge"
     ROCE_CM = "RoCEv2 connection management"
+    IWARP = "iWARP"
     OTHER = "other"
 
 
@@ -50,25 +52,49 @@ Traffic = Counter[tuple[Kind, Direction]]
 _FEWEST_SENDS = 4
 """Fewer RoCEv2 sends than this in one direction are no more than the SMB-Direct negotiation."""
 
+_IWARP_PORT = 5445
+_MPA_KEYS = (b"MPA ID Req Frame", b"MPA ID Rep Frame")
 
-def classify(frame: bytes) -> Kind:
-    """What an Ethernet frame is."""
+IwarpConnections = set[frozenset[bytes]]
+"""The TCP connections that turned out to be iWARP, each by its two ends."""
+
+
+def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
+    """What an Ethernet frame is.
+
+    :param iwarp: of the frames before this one; a connection's first frame with data adds it
+    """
     ethertype = int.from_bytes(frame[12:14])
     if ethertype == _IPV4 and len(frame) > 34:
         if int.from_bytes(frame[20:22]) & 0x1FFF:
             return Kind.OTHER  # a later fragment has no ports
         protocol, at = frame[23], _ETHERNET_HEADER + 4 * (frame[14] & 15)
+        addresses, end = (frame[26:30], frame[30:34]), 14 + int.from_bytes(frame[16:18])
     elif ethertype == _IPV6 and len(frame) > 54:
         protocol, at = frame[20], _ETHERNET_HEADER + 40
+        addresses, end = (frame[22:38], frame[38:54]), at + int.from_bytes(frame[18:20])
     else:
         return Kind.OTHER
     source = int.from_bytes(frame[at : at + 2])
     destination = int.from_bytes(frame[at + 2 : at + 4])
+    if protocol == _TCP and _IWARP_PORT in (source, destination) and len(frame) > at + 12:
+        ends = zip(addresses, (frame[at : at + 2], frame[at + 2 : at + 4]), strict=True)
+        data = at + 4 * (frame[at + 12] >> 4)
+        return _on_iwarp_port(frozenset(a + p for a, p in ends), frame[data:end], iwarp)
     if protocol == _TCP:
         return _BY_PORT.get(destination) or _BY_PORT.get(source) or Kind.TCP_OTHER
     if protocol == _UDP and destination == _ROCE_PORT and len(frame) > at + 8:
         return _roce(frame[at + 8])
     return Kind.OTHER
+
+
+def _on_iwarp_port(connection: frozenset[bytes], data: bytes, iwarp: IwarpConnections) -> Kind:
+    if data.startswith(_MPA_KEYS):
+        iwarp.add(connection)
+    if not data:
+        # What a TCP connection consists of besides its data does not say what it is for.
+        return Kind.OTHER
+    return Kind.IWARP if connection in iwarp else Kind.TCP_5445
 
 
 def _roce(opcode: int) -> Kind:
@@ -80,15 +106,16 @@ def _roce(opcode: int) -> Kind:
     return Kind.ROCE_OTHER
 
 
-def count(frames: Iterable[bytes], client_mac: bytes) -> Traffic:
+def count(frames: Iterable[bytes], client_mac: bytes, iwarp: IwarpConnections) -> Traffic:
     """Count frames by kind and direction.
 
     :param client_mac: the address of the client's interface
+    :param iwarp: see :func:`classify`
     """
     traffic: Traffic = Counter()
     for frame in frames:
         direction = Direction.SENT if frame[6:12] == client_mac else Direction.RECEIVED
-        traffic[classify(frame), direction] += 1
+        traffic[classify(frame, iwarp), direction] += 1
     return traffic
 
 
@@ -102,27 +129,29 @@ def objection(traffic: Traffic, transport: Transport) -> str | None:
 
     Connection management is no objection: a refused attempt to connect carries no SMB.
     """
-    roce = frames(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)
+    iwarp = frames(traffic, Kind.IWARP)
+    rdma = iwarp + frames(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)
     tcp = {kind: n for kind in TCP_KINDS if (n := frames(traffic, kind))}
-    packets = _amount(roce, "RoCEv2 packet")
+    packets = _amount(rdma, "iWARP segment" if iwarp else "RoCEv2 packet")
     segments = ", ".join(
         f"{_amount(n, 'TCP segment')} on port {TCP_KINDS[kind]}" for kind, n in tcp.items()
     )
     if transport is Transport.SMBDIRECT:
         if tcp:
-            how = "TCP as well as SMB-Direct" if roce else "TCP, not SMB-Direct"
+            how = "TCP as well as SMB-Direct" if rdma else "TCP, not SMB-Direct"
             return f"SMB went over {how}: {segments}, {packets}"
         for direction in Direction:
-            sends = traffic[Kind.ROCE_SEND, direction]
+            sends = traffic[Kind.ROCE_SEND, direction] + traffic[Kind.IWARP, direction]
             if sends < _FEWEST_SENDS:
+                what = _amount(sends, "iWARP segment" if iwarp else "RoCEv2 send")
                 return (
-                    f"SMB did not go over SMB-Direct: {_amount(sends, 'RoCEv2 send')} {direction} "
+                    f"SMB did not go over SMB-Direct: {what} {direction} "
                     "by the client, no TCP segment on ports 139, 445 and 5445 either"
                 )
         return None
     expected = _EXPECTED[transport]
     name = f"{transport} (TCP port {TCP_KINDS[expected]})"
-    if roce:
+    if rdma:
         how = "SMB-Direct as well as TCP" if tcp else "SMB-Direct"
         return f"SMB went over {how}, not over {name}: {packets}, {segments or '0 TCP segments'}"
     if tcp.keys() - {expected}:

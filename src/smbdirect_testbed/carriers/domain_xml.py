@@ -38,6 +38,18 @@ class ShareMode(StrEnum):
 
 
 @dataclass(frozen=True)
+class RamFile:
+    """A machine's memory as a file.
+
+    :param shared: what the machine writes goes into the file; otherwise it is the machine's own,
+        page by page, and the file stays as it is
+    """
+
+    path: Path
+    shared: bool
+
+
+@dataclass(frozen=True)
 class Domain:
     """A virtual machine that boots a kernel directly.
 
@@ -47,6 +59,10 @@ class Domain:
     :param shared: the directory offered by 9p under the tag :data:`SHARE_TAG`
     :param console: the file that the first serial port is written to
     :param ssh_port: the loopback port that leads to the guest's port 22
+    :param mac: of the interface that ssh comes by
+    :param agent: the Unix socket that leads to the second serial port
+    :param ram: None for memory that is no file
+    :param incoming: do not boot, but wait for the state of another machine
     """
 
     name: str
@@ -63,6 +79,10 @@ class Domain:
     share_mode: ShareMode
     console: Path
     ssh_port: int
+    mac: str
+    agent: Path
+    ram: RamFile | None = None
+    incoming: bool = False
 
     def xml(self) -> str:
         """The domain's description for libvirt."""
@@ -106,8 +126,12 @@ class Domain:
         _add(share, "source", dir=str(self.shared))
         _add(share, "target", dir=SHARE_TAG)
         serial = _add(devices, "serial", type="file")
-        _add(serial, "source", path=str(self.console))
+        # A clone's file begins with what its template said.
+        _add(serial, "source", path=str(self.console), append="on")
         _add(serial, "target", port="0")
+        agent = _add(devices, "serial", type="unix")
+        _add(agent, "source", mode="bind", path=str(self.agent))
+        _add(agent, "target", port="1")
         random = _add(devices, "rng", model="virtio")
         _add(random, "backend", model="random", text="/dev/urandom")
 
@@ -118,11 +142,26 @@ class Domain:
             "-netdev",
             f"user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
             "-device",
-            "virtio-net-pci,netdev=ssh,bus=pcie.0,addr=0x10",
+            f"virtio-net-pci,netdev=ssh,mac={self.mac},bus=pcie.0,addr=0x10",
             # libvirt lets QEMU pause at the guest's end and then ends it; but no libvirt
             # watches a machine that is kept.
             "-action",
             "shutdown=poweroff",
+            *self._ram_arguments(),
+            *(("-incoming", "defer") if self.incoming else ()),
+        )
+
+    def _ram_arguments(self) -> tuple[str, ...]:
+        # libvirt chooses the names of memory files itself.
+        if self.ram is None:
+            return ()
+        share = "on" if self.ram.shared else "off"
+        path = str(self.ram.path).replace(",", ",,")
+        return (
+            "-object",
+            f"memory-backend-file,id=ram,size={self.memory}M,mem-path={path},share={share}",
+            "-machine",
+            "memory-backend=ram",
         )
 
 

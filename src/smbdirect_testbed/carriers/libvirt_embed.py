@@ -1,30 +1,29 @@
-"""Starting a domain with libvirt inside a process of ours: no daemon, no D-Bus, no cgroups.
+"""Starting and saving a domain with libvirt inside a process of ours: no daemon, no D-Bus.
 
 libvirt's embedded driver takes one root directory a process and keeps it locked, while the
 domains that it starts live on when the process ends
 (https://libvirt.org/drvqemu.html#embedded-driver). So each machine has a root of its own, and
-:func:`start_domain` runs this module as a short-lived process that starts the domain and leaves.
+:func:`start_domain` runs :mod:`.libvirt_worker` as a short-lived process that starts the domain
+and leaves.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from smbdirect_testbed import process
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
 
 _TIMEOUT = 90.0
+_WORKER = "smbdirect_testbed.carriers.libvirt_worker"
 
 _CONFIGURATION = """\
 user = "+{uid}"
@@ -57,7 +56,9 @@ class Versions:
     qemu: str
 
 
-def start_domain(root: Path, xml: str, uuid: UUID, capabilities_cache: Path) -> Versions:
+def start_domain(
+    root: Path, xml: str, uuid: UUID, capabilities_cache: Path, *, state: Path | None = None
+) -> Versions:
     """Start a domain below a root directory of its own.
 
     Whether this returns or raises (Ctrl-C too), a process with ``uuid`` among its arguments may
@@ -66,16 +67,35 @@ def start_domain(root: Path, xml: str, uuid: UUID, capabilities_cache: Path) -> 
     :param root: libvirt's directory for this domain; its Unix sockets lie below it
     :param uuid: the domain's, which makes all processes that belong to it known by their arguments
     :param capabilities_cache: where libvirt's knowledge of QEMU is kept between roots
+    :param state: what :func:`save_domain` saved of another domain, for one that waits for it
     :raises StartFailed: with libvirt's reason
     """
     configuration = root / "etc" / "qemu.conf"
     configuration.parent.mkdir(parents=True, exist_ok=True)
     configuration.write_text(_CONFIGURATION.format(uid=os.geteuid(), gid=os.getegid()))
     _copy_newer(capabilities_cache, root / _CAPABILITIES)
+    _work(root, uuid, "start", *([state] if state else []), input=xml)
+    _copy_newer(root / _CAPABILITIES, capabilities_cache)
+    return _read_versions(root / "log" / "qemu")
+
+
+def save_domain(root: Path, uuid: UUID, state: Path) -> None:
+    """Stop a domain and save its state, without its memory when that is a shared file.
+
+    It does not run any further, and is to be ended by the caller.
+
+    :param root: libvirt's directory for this domain, as it was for :func:`start_domain`
+    :param state: the file to write
+    :raises StartFailed: with libvirt's reason
+    """
+    _work(root, uuid, "save", state)
+
+
+def _work(root: Path, uuid: UUID, *words: str | Path, input: str = "") -> None:
     try:
         process.run(
-            [sys.executable, "-m", __name__, root, str(uuid)],
-            input=xml,
+            [sys.executable, "-m", _WORKER, root, str(uuid), *words],
+            input=input,
             timeout=_TIMEOUT,
             # An ordinary user's libvirt would leave files in their home directory.
             env={f"XDG_{kind}_HOME": str(root / "home") for kind in ("CACHE", "CONFIG", "DATA")},
@@ -83,12 +103,10 @@ def start_domain(root: Path, xml: str, uuid: UUID, capabilities_cache: Path) -> 
     except CommandFailed as e:
         reason = e.output.strip().splitlines()[-1:] or [f"it did not answer in {_TIMEOUT:g} s"]
         raise StartFailed(
-            f"libvirt could not start the machine: {reason[0]}",
+            f"libvirt could not {words[0]} the machine: {reason[0]}",
             hint="see smbdirect-testbed doctor",
             detail=e.output.strip(),
         ) from e
-    _copy_newer(root / _CAPABILITIES, capabilities_cache)
-    return _read_versions(root / "log" / "qemu")
 
 
 def _read_versions(logs: Path) -> Versions:
@@ -120,50 +138,3 @@ def _copy_newer(source: Path, target: Path) -> None:
             except BaseException:
                 Path(name).unlink()
                 raise
-
-
-def _main() -> int:
-    """Start the domain described on standard input below the root in the first argument.
-
-    libvirt waits for processes of QEMU's that it ended to be gone, for seconds if nobody reaps
-    them; in a container often nobody does. So this process does, while a child works.
-    """
-    _become_reaper()
-    worker = os.fork()
-    if worker == 0:
-        os._exit(_create_domain(sys.argv[1], sys.stdin.read()))
-    while True:
-        pid, status = os.wait()
-        if pid == worker:
-            return os.waitstatus_to_exitcode(status)
-
-
-def _become_reaper() -> None:
-    """Have the orphans among our descendants become our children, prctl(2)."""
-    set_child_subreaper = 36
-    if ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
-def _create_domain(root: str, xml: str) -> int:
-    """Start a domain; returns an exit status."""
-    import libvirt
-
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    libvirt.virEventRegisterDefaultImpl()
-    threading.Thread(target=_run_events, args=(libvirt,), daemon=True).start()
-    try:
-        libvirt.open(f"qemu:///embed?root={root}").createXML(xml, 0)
-    except libvirt.libvirtError as e:
-        print(e, file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-def _run_events(libvirt: Any) -> None:
-    while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

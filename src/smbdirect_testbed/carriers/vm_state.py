@@ -8,6 +8,7 @@ import shutil
 import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,21 @@ _OWNER = "owner"
 """In a runtime directory: the path of the directory that it belongs to."""
 
 
+class Start(StrEnum):
+    """How a machine came to run."""
+
+    COLD = "cold"
+    CLONE = "clone"
+
+
 @dataclass(frozen=True)
 class VmRecord:
     """What another process must know to use or to end a machine.
 
-    :param boot_failures: why earlier attempts to boot it failed
+    :param boot_failures: why earlier attempts to boot it, or its template, failed
+    :param mac: of the interface that ssh comes by
+    :param template: the digest of the template of a clone
+    :param clone_failure: why it is no clone, although it was to be one
     """
 
     name: str
@@ -37,6 +48,10 @@ class VmRecord:
     libvirt: str = ""
     qemu: str = ""
     boot_failures: tuple[str, ...] = ()
+    mac: str = ""
+    start: Start = Start.COLD
+    template: str = ""
+    clone_failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,11 @@ class VmState:
         return self.runtime / "ssh"
 
     @property
+    def agent(self) -> Path:
+        """The Unix socket that leads to the serial port of the agent."""
+        return self.runtime / "agent.sock"
+
+    @property
     def has_runtime(self) -> bool:
         """Whether a machine runs or has been left here."""
         return self.runtime.is_dir()
@@ -121,6 +141,7 @@ class VmState:
                 "uuid": UUID(data["uuid"]),
                 "accelerator": Accelerator(data["accelerator"]),
                 "boot_failures": tuple(data["boot_failures"]),
+                "start": Start(data["start"]),
             }
         )
 

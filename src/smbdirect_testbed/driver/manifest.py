@@ -12,6 +12,8 @@ from smbdirect_testbed.errors import ProvisionError
 MANIFEST = "manifest.json"
 PRELOAD = "libsmbdirect-preload.so"
 LAUNCHER = "smbdirect-run"
+LIBRARY = "libsmbdirect.so"
+"""libsmbdirect, for programs that know about SMB-Direct sockets; beside the preload."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,18 @@ class Toolchain:
 
     :param headers: the kernel's headers in it
     :param source: the parts of the kernel's source in it, as in a kernel tree
+    :param architecture: as kbuild calls it, when it is not this computer's
     """
 
     build_root: BuildRoot
     headers: PurePosixPath
     source: PurePosixPath
+    architecture: str | None = None
+
+    @property
+    def work_name(self) -> str:
+        """The name of a build directory of this kernel's, so that two kernels share none."""
+        return f"driver-{self.headers.name}"
 
 
 def source_package(image: Image) -> str:
@@ -54,7 +61,7 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
     """
     headers, source = f"linux-headers-{image.kernel_release}", source_package(image)
     version = image.kernel_version
-    compiler = ("gcc", "libc6-dev", "make", "xz-utils")
+    compiler = ("bc", "bison", "flex", "gcc", "kmod", "libc6-dev", "make", "xz-utils")
     packages = (*compiler, f"{headers}={version}", f"{source}={version}")
     suites = read_recipe(image.name).suites
     try:

@@ -24,7 +24,7 @@ from smbdirect_testbed.plugin import features, terminal
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
 from smbdirect_testbed.plugin.torture import expectations_of
-from smbdirect_testbed.plugin.watch import Watch, describe, describe_death
+from smbdirect_testbed.plugin.watch import Watch, describe, describe_death, log_name
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.results import Outcome, RunResults, ScenarioResult, Verdict
 
@@ -272,19 +272,26 @@ class RunPlugin:
         """Take the environment down; harmless when repeated."""
         if self._environment is None:
             return
-        console = self._environment.machine.console
-        last = self._watch.last_mark.end if self._watch else 0
+        machines = self._environment.machines
+        marks = self._watch.last_marks if self._watch else {}
         self._environment = None
         try:
-            # The directory with the console goes with the environment, but not what is open.
-            with console.open("rb") as log:
+            # The directory with the consoles goes with the environment, but not what is open.
+            with ExitStack() as consoles:
+                logs = {
+                    name: consoles.enter_context(machine.console.open("rb"))
+                    for name, machine in machines.items()
+                }
                 try:
                     self._close()
                 finally:
-                    text = log.read()
-                    (self.results.directory / "kernel.log").write_bytes(text)
-            late = [s for s in find_splats(text[last:].decode(errors="replace")) if s.fails]
-            if late:
+                    late = []
+                    for name, log in logs.items():
+                        text = log.read()
+                        (self.results.directory / log_name(name, logs)).write_bytes(text)
+                        after = text[marks[name].end if name in marks else 0 :]
+                        late += find_splats(after.decode(errors="replace"))
+            if late := [s for s in late if s.fails]:
                 self._report(_TEARDOWN, "call", describe(late))
         except (TestbedError, OSError) as e:
             self._report(_TEARDOWN, "call", _text(e))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,11 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from smbdirect_testbed.capture import Moment, Wire, WireCapture, as_json, capturing
+from smbdirect_testbed.capture import (
+    Moment,
+    Wire,
+    WireCapture,
+    as_json,
+    captured_host,
+    capturing,
+)
 from smbdirect_testbed.errors import MachineDied, ProvisionError
 from smbdirect_testbed.kernel_log import Mark, Splat, SplatKind, find_splats
 from smbdirect_testbed.plugin.server_logs import ServerLogs
-from smbdirect_testbed.spec import Role
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment import Environment
@@ -25,9 +33,13 @@ _LONGEST_TRACE = 80
 
 @dataclass(frozen=True)
 class _Border:
-    """A point between two scenarios. The wire's is missing when nothing is captured."""
+    """A point between two scenarios.
 
-    log: Mark
+    :param marks: in the kernel log of each machine
+    :param wire: missing when nothing is captured
+    """
+
+    marks: Mapping[str, Mark]
     wire: Moment | None
 
 
@@ -45,18 +57,18 @@ class Watch:
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(1)
         self._capture: WireCapture | None = None
-        self._border = _Border(Mark("begin", 0, 0), None)
-        self._seen = 0
+        self._logs = environment.kernel_logs
+        self._border = _Border({name: Mark("begin", 0, 0) for name in self._logs}, None)
+        self._seen = Counter[str]()
         self._wire: Wire | None = None
         self._server_logs = ServerLogs()
 
     def __enter__(self) -> Self:
         self._stack.callback(self._pool.shutdown)
         env = self._environment
-        clients = [h for h in env.hosts.values() if h.role is Role.CLIENT and h.ends]
-        if clients:
+        if client := captured_host(env.hosts):
             logs = self._directory / "tcpdump"
-            self._capture = self._stack.enter_context(capturing(clients[0], env.hosts, logs))
+            self._capture = self._stack.enter_context(capturing(client, env.hosts, logs))
         return self
 
     def __exit__(
@@ -74,17 +86,17 @@ class Watch:
                 )
 
     def death(self) -> str | None:
-        """Why the machine no longer runs; None while it does."""
-        return self._environment.machine.death()
+        """Why a machine no longer runs; None while all do."""
+        return self._environment.death()
 
     @property
-    def last_mark(self) -> Mark:
-        """The last border in the kernel log."""
-        return self._border.log
+    def last_marks(self) -> Mapping[str, Mark]:
+        """The last border in each machine's kernel log."""
+        return self._border.marks
 
     def begin(self) -> None:
         """A scenario begins; what was found until now belongs to another."""
-        self._seen = 0
+        self._seen.clear()
         self._wire = None
 
     def wire(self) -> Wire | None:
@@ -98,11 +110,13 @@ class Watch:
 
         This costs nothing as long as there are none.
         """
-        log = self._environment.kernel_log
-        if not self._new(log.between(self._border.log), look=True):
-            return []
-        log.mark("after a report of the kernel")  # by then all of it has been said
-        return self._new(log.between(self._border.log))
+        found = []
+        for name, log in self._logs.items():
+            mark = self._border.marks[name]
+            if self._new(name, log.between(mark), look=True):
+                log.mark("after a report of the kernel")  # by then all of it has been said
+                found += self._new(name, log.between(mark))
+        return found
 
     def border(self, label: str, directory: Path) -> list[Splat]:
         """Divide here, and leave what there is of the last part in a directory.
@@ -110,32 +124,33 @@ class Watch:
         :param label: what ends here, for people who read the kernel log
         :returns: failures that the kernel reported and that were not returned before
         """
-        log = self._environment.kernel_log
         wire: Future[Moment | None] = self._pool.submit(self._moment)
-        mark = log.mark(label)
+        marks = {name: log.mark(label) for name, log in self._logs.items()}
         moment = wire.result()
-        text = log.between(self._border.log, mark)
-        splats = self._new(text)
-        if text.strip():
-            _write(directory / "kernel.log", text)
+        splats = []
+        for name, log in self._logs.items():
+            text = log.between(self._border.marks[name], marks[name])
+            splats += self._new(name, text)
+            if text.strip():
+                _write(directory / log_name(name, self._logs), text)
         if self._capture:
             directory.mkdir(parents=True, exist_ok=True)
             self._capture.cut(directory / "capture.pcap")
             self._write_counters(directory, moment)
         self._server_logs.cut(self._environment.servers.values(), directory)
         _remove_if_empty(directory)
-        self._border = _Border(mark, moment)
+        self._border = _Border(marks, moment)
         return splats
 
-    def _new(self, text: str, *, look: bool = False) -> list[Splat]:
-        """Failures in the log since the border, without those returned before.
+    def _new(self, machine: str, text: str, *, look: bool = False) -> list[Splat]:
+        """Failures in a machine's log since the border, without those returned before.
 
         :param look: do not count them as returned
         """
         splats = [s for s in find_splats(text) if s.fails]
-        new = splats[self._seen :]
+        new = splats[self._seen[machine] :]
         if not look:
-            self._seen = max(self._seen, len(splats))
+            self._seen[machine] = max(self._seen[machine], len(splats))
         return new
 
     def _moment(self) -> Moment | None:
@@ -164,6 +179,11 @@ class Watch:
             "proofs": proofs,
         }
         _write(directory / "counters.json", json.dumps(document, indent=1) + "\n")
+
+
+def log_name(machine: str, all_machines: Collection[str]) -> str:
+    """The file for a machine's kernel log: ``kernel.log`` when there is one machine."""
+    return "kernel.log" if len(all_machines) == 1 else f"kernel-{machine}.log"
 
 
 def describe(splats: list[Splat]) -> str:

@@ -18,18 +18,31 @@ _SHARE = PurePosixPath("/srv/share")
 _READY_TIMEOUT = 60
 """Seconds; it takes about 3 in an emulated machine."""
 _STOP_TIMEOUT = 20
+_NATIVE = "native"
 
 # Every process of smbd's stays in its control group, whatever session it moves to, so that they
 # can be told and counted. Start and wait are one script: each command costs a round trip. An RDMA
 # listener is seen only in the list of connection managers' ids.
 #
+# Its output goes through a pipe, and from there to the shared directory: a template can hold smbd,
+# but not an open file of the shared directory. smbd holds the pipe for reading, too, so that it
+# does not wait for a reader, or die for want of one.
+#
 # smbd looks up its own host name for each connection. Without it in /etc/hosts that is a question
 # to a name server, and 5 s when there is none.
+_PUMP = r"""
+pump() {
+    mkdir -p "$logs"
+    setsid sh -c 'exec cat "$0" >>"$1"' "$private/log" "$logs/smbd.out" </dev/null >&2 2>&- &
+    echo $! >"$private/pump"
+}
+"""
+
 _START = r"""
 group=$1 private=$2 logs=$3 share=$4 user=$5 account=$6; shift 6
 addresses=$1 tcp_ports=$2 rdma_port=$3 deadline=$(($(date +%s) + $4)); shift 4
 for d in private state cache lock pid ncalrpc; do mkdir -p "$private/$d"; done
-mkdir -p "$group" "$logs" "$share"
+mkdir -p "$group" "$share"
 chmod 700 "$private"
 chmod 1777 "$share"
 cat >"$private/smb.conf"
@@ -54,14 +67,22 @@ missing() {
         esac
     done
 }
+[ -p "$private/log" ] || mkfifo -m 600 "$private/log"
 setsid sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" "$@" \
-    </dev/null >>"$logs/smbd.out" 2>&1 &
-echo $! >"$private/main"
+    </dev/null 1<>"$private/log" 2>&1 &
+main=$!
+echo $main >"$private/main"
+[ -z "$logs" ] || pump
 while missing; [ "$m" ]; do
-    kill -0 $! 2>/dev/null || { echo "ended"; exit 1; }
+    kill -0 $main 2>/dev/null || { echo "ended"; exit 1; }
     [ "$(date +%s)" -lt "$deadline" ] || { echo "does not listen on $m"; exit 1; }
     sleep 0.3
 done
+"""
+
+_ADOPT = r"""
+private=$1 logs=$2
+kill -0 "$(cat "$private/main")" && pump
 """
 
 _STOP = r"""
@@ -77,7 +98,12 @@ while [ "$(cat "$group/cgroup.procs")" ]; do
     fi
     sleep 0.05
 done
-rm -f "$private/main"
+# With the last writer the pump ends, too; then all of the log is there.
+while [ -e "$private/pump" ] && kill -0 "$(cat "$private/pump")" 2>/dev/null; do
+    [ "$(date +%s)" -lt "$deadline" ] || break
+    sleep 0.05
+done
+rm -f "$private/main" "$private/pump"
 rmdir "$group"
 """
 
@@ -95,8 +121,24 @@ class Smbd(SmbServer):
         self._group = PurePosixPath(f"/proc/1/root/sys/fs/cgroup/smbd-{host.name}")
 
     def start(self) -> None:
+        self._start(self._logs_there)
+
+    def start_for_template(self) -> None:
+        """As :meth:`start`; what it logs waits in the pipe."""
+        self._start("")
+
+    def adopt(self) -> bool:
+        """Take over the one that came with the machine's template; false if it does not run."""
+        script = _PUMP + _ADOPT
+        arguments = [str(self._private), self._logs_there]
+        return self.host.run(["sh", "-c", script, "adopt", *arguments], check=False).ok
+
+    @property
+    def _logs_there(self) -> str:
+        return str(self.host.machine.shared.path_there(self.logs))
+
+    def _start(self, logs: str) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
-        there = self.host.machine.shared.path_there(self.logs)
         config = smbd_config(
             name=self.host.name.upper(),
             interfaces=[i for e in self.host.ends for i in (e.ipv4, e.ipv6)],
@@ -113,8 +155,8 @@ class Smbd(SmbServer):
         smbd = ["smbd", "--foreground", "--no-process-group", "--debug-stdout"]
         smbd.append(f"--configfile={self._private}/smb.conf")
         script = [
-            *("sh", "-c", _START, "start"),
-            *(str(self._group), str(self._private), str(there), str(self.share_directory)),
+            *("sh", "-c", _PUMP + _START, "start"),
+            *(str(self._group), str(self._private), logs, str(self.share_directory)),
             *(self.account.user, smbpasswd_line(self.account)),
             *(" ".join(addresses), " ".join(tcp), rdma, str(_READY_TIMEOUT)),
             *self.samba.command(smbd),
@@ -144,10 +186,33 @@ def running_smbd(
 
     :raises ProvisionError: it did not start, with the end of its log
     """
-    smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
-    smbd.start()
+    if known := host.machine.prepared.get(_prepared_key(host)):
+        launcher = None if known == _NATIVE else driver.launcher
+        smbd = Smbd(host, transports, SambaTransports(launcher))
+        running = smbd.adopt()
+    else:
+        smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
+        running = False
+    if not running:
+        smbd.start()
     try:
         yield smbd
     finally:
         if not host.machine.death():
             smbd.stop()
+
+
+def prepare_smbd(
+    host: Host, driver: LoadedDriver, transports: Sequence[Transport]
+) -> dict[str, str]:
+    """Start smbd in a machine that becomes a template; :func:`running_smbd` finds it in clones.
+
+    :returns: what a clone's :attr:`Machine.prepared` has to say for that
+    """
+    smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
+    smbd.start_for_template()
+    return {_prepared_key(host): _NATIVE if smbd.samba.native else "preload"}
+
+
+def _prepared_key(host: Host) -> str:
+    return f"smbd {host.name}"

@@ -1,0 +1,57 @@
+"""Sockets whose device or namespace goes away: their users learn of it, and nothing stays behind.
+
+In namespaces that the program makes itself, so that the environment is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.program import Program
+
+_PROGRAM = Path(__file__).with_name("programs") / "socket_ends.py"
+_PROMPT = 5
+"""Seconds within which a deletion must be done and be noticed."""
+
+
+def _do(client: Host, server: Host, case: str) -> dict[str, Any]:
+    argv = Program(_PROGRAM, client, server).argv(client, case)
+    done = client.machine.run(argv, timeout=150)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_device_is_deleted(client: Host, server: Host) -> None:
+    """With data in flight, a bound socket, a listener on its address and one on all."""
+    result = _do(client, server, "device")
+    assert result["bound"] == result["wildcard"] == "done"
+    assert result["deletion seconds"] < _PROMPT
+    assert result["seconds"] < _PROMPT
+    assert result["near"][1] == "ENETDOWN"
+    assert result["far"][1] in ("ECONNRESET", "EPIPE", "ENETDOWN")
+    assert result["listener"] == "ENETDOWN"
+    # Its device is another one now, where nobody listens.
+    assert result["bound again"] == "ECONNREFUSED"
+
+
+def test_namespace_dies_with_its_processes(client: Host, server: Host) -> None:
+    """With data in flight and idle sockets; no socket survives."""
+    result = _do(client, server, "namespace")
+    assert result["deletion seconds"] < _PROMPT
+    assert result["seconds"] < _PROMPT
+    assert result["near"][1] in ("end of stream", "ECONNRESET", "ENETDOWN")
+    assert result["left"] == 0
+    assert result["gone seconds"] < 4 * _PROMPT
+
+
+def test_namespace_is_kept_by_its_sockets(client: Host, server: Host) -> None:
+    """Its name goes and its link goes: both ends are told, and the listener."""
+    result = _do(client, server, "kept")
+    assert result["deletion seconds"] < _PROMPT
+    assert result["seconds"] < _PROMPT
+    assert result["near"][1] == "ENETDOWN"
+    assert result["far"][1] in ("ECONNRESET", "EPIPE", "ENETDOWN")
+    assert result["listener"] == "ENETDOWN"

@@ -1,0 +1,1 @@
+"""How long things take: starting, the edit-test loop, many hosts, many environments."""

@@ -1,0 +1,88 @@
+"""What starting a machine takes, whatever its carrier."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from smbdirect_testbed import process
+from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
+from smbdirect_testbed.errors import MachineDied, ProvisionError
+from smbdirect_testbed.kernel_log import SplatKind, find_splats
+from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.wait import wait_until
+
+_READY = "testbed: ready"
+_FATAL = {SplatKind.PANIC, SplatKind.OOPS, SplatKind.BUG}
+_SCRATCH_SIZE = "4G"
+
+
+class BootFailed(MachineDied):
+    """A machine did not come up."""
+
+
+def wait_until_ready(machine: Machine, *, timeout: float) -> None:
+    """Wait until the machine's console says that it takes connections.
+
+    :param timeout: seconds
+    :raises BootFailed: it died, its kernel failed, or it took too long
+    """
+    reader = ConsoleReader(machine.console)
+    seen: list[str] = []
+
+    def ready() -> bool:
+        failure = machine.death()
+        seen.extend(reader.new_lines())
+        if any(_READY in line for line in seen):
+            return True
+        fatal = (s.title for s in find_splats("\n".join(seen)) if s.kind in _FATAL)
+        if failure := failure or next(fatal, None):
+            raise _boot_failed(machine, failure)
+        return False
+
+    try:
+        wait_until(ready, "the machine to be ready", timeout=timeout, interval=0.02)
+    except BootFailed:
+        raise
+    except ProvisionError as e:
+        raise _boot_failed(machine, f"it was not ready after {timeout:g} s") from e
+
+
+def claim_port(wanted: int) -> int:
+    """The loopback port ``wanted``, or a free one for 0.
+
+    :raises ProvisionError: it is in use
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as e:
+            raise ProvisionError(
+                f"port {wanted} on 127.0.0.1, which the machine's ssh should get,"
+                f" cannot be used: {e.strerror}",
+                hint="set ssh_port to another port, or to 0 for any that is free",
+            ) from e
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_scratch_disk(image: Path) -> None:
+    """Make a disk with an empty ext4 on it; it takes up space as it is written to."""
+    image.unlink(missing_ok=True)
+    # root_owner: otherwise the top directory belongs to the user who runs this.
+    options = "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1"
+    process.run(
+        ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", options, image, _SCRATCH_SIZE],
+        env={"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
+        timeout=60,
+    )
+
+
+def _boot_failed(machine: Machine, reason: str) -> BootFailed:
+    return BootFailed(
+        f"machine {machine.name} did not boot: {reason}",
+        hint=f"its console is in {machine.console}",
+        detail=last_lines(machine.console),
+    )

@@ -1,0 +1,87 @@
+"""Machines of all carriers: started as a spec says, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smbdirect_testbed.carriers.template import TemplatePlan
+from smbdirect_testbed.carriers.uml import attach_uml, destroy_uml, uml_machine
+from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays, vm_machine
+from smbdirect_testbed.carriers.vm_state import find_strays
+from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.errors import UsageError
+from smbdirect_testbed.image import Image
+from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.spec import MachineSpec
+from smbdirect_testbed.uml_kernel import UmlKernel
+
+
+@contextmanager
+def started_machine(
+    name: str,
+    image: Image,
+    kernel: UmlKernel | None,
+    spec: MachineSpec,
+    directory: Path,
+    progress: Progress,
+    *,
+    keep: bool,
+    plan: TemplatePlan | None,
+    wires: tuple[WireEnd, ...] = (),
+) -> Iterator[Machine]:
+    """A machine that takes commands: User Mode Linux with a kernel for it, else virtual.
+
+    User Mode Linux has no templates: it boots in less time than a clone takes.
+
+    See :func:`~smbdirect_testbed.carriers.vm.vm_machine` for the rest.
+    """
+    if kernel:
+        with uml_machine(
+            name, image, kernel, spec, directory, progress, keep=keep, wires=wires
+        ) as uml:
+            yield uml
+    elif wires:
+        raise UsageError("links between machines need carrier uml")
+    else:
+        with vm_machine(name, image, spec, directory, progress, keep=keep, plan=plan) as vm:
+            yield vm
+
+
+def machine_directory(directory: Path, name: str) -> Path:
+    """Where a machine of an instance keeps its files.
+
+    :param directory: the instance's
+    """
+    return directory / "machines" / name
+
+
+def attach(name: str, directory: Path) -> Machine:
+    """The machine of an instance that another process left running, or that has died since.
+
+    :param directory: the instance's
+    :raises ProvisionError: there is none
+    """
+    of_machine = machine_directory(directory, name)
+    return attach_uml(of_machine) or attach_vm(name, of_machine)
+
+
+def destroy_all(directory: Path) -> None:
+    """End the machines of an instance, and remove what is their own.
+
+    :param directory: the instance's
+    """
+    for found in machine_directory(directory, "x").parent.glob("*"):
+        if not destroy_uml(found):
+            destroy_vm(found.name, found)
+
+
+def destroy_strays() -> list[Path]:
+    """End this user's machines whose directories were removed while they ran.
+
+    Returns the directories.
+    """
+    ended = [state.directory for state in find_strays() if destroy_uml(state.directory)]
+    return ended + destroy_vm_strays()

@@ -1,0 +1,333 @@
+"""The carrier ``uml``: User Mode Linux, a kernel that is a program of the user who runs it.
+
+It needs no KVM and no privilege, and runs programs at nearly this computer's speed. Its options
+are described in the kernel's ``Documentation/virt/uml/user_mode_linux_howto_v2.rst``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import UUID, uuid4
+
+from smbdirect_testbed.cache import disk_full_reported
+from smbdirect_testbed.carriers.boot import (
+    BootFailed,
+    claim_port,
+    make_scratch_disk,
+    wait_until_ready,
+)
+from smbdirect_testbed.carriers.console import last_lines
+from smbdirect_testbed.carriers.qemu_process import (
+    Identity,
+    QemuProcess,
+    end_processes,
+    open_process,
+)
+from smbdirect_testbed.carriers.slirp import Slirp
+from smbdirect_testbed.carriers.ssh_machine import SshMachine
+from smbdirect_testbed.carriers.vm_state import VmState
+from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.image import Image
+from smbdirect_testbed.machine import SharedDirectory
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.spec import MachineSpec
+from smbdirect_testbed.ssh import SshChannel, make_keys
+from smbdirect_testbed.uml_kernel import UmlKernel
+
+_SHARED_THERE = PurePosixPath("/testbed")
+_BOOT_TIMEOUT = 60.0
+_BOOT_ATTEMPTS = 2
+_PORT_ATTEMPTS = 5
+_MIB = 1 << 20
+_MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
+"""Where this computer may have room for a machine's memory; its disk is the last resort."""
+
+
+@dataclass(frozen=True)
+class UmlRecord:
+    """What another process must know to use or to end a machine.
+
+    :param boot_failures: why earlier attempts to boot it failed
+    """
+
+    name: str
+    uuid: UUID
+    boot_failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UmlIdentity(Identity):
+    """What tells the processes of one machine from all others; its root has their sockets."""
+
+    def matches(self, arguments: list[bytes]) -> bool:
+        if _uuid_option(self.uuid).encode() in arguments:
+            return True
+        return os.fsencode(Slirp(self.root).frames) in arguments
+
+
+class UmlState(VmState):
+    """The files of one machine below a directory."""
+
+    @property
+    def uml(self) -> Path:
+        """Sockets of the machine, and links to its files: paths without special characters."""
+        return self.runtime / "uml"
+
+    def write_uml_record(self, record: UmlRecord) -> None:
+        """Keep the record, in place of any earlier one."""
+        new = self._uml_record.with_suffix(".new")
+        new.write_text(json.dumps(asdict(record), default=str, indent=1))
+        new.replace(self._uml_record)
+
+    def read_uml_record(self) -> UmlRecord | None:
+        """The record of the machine that runs here or was left here."""
+        try:
+            data: dict[str, Any] = json.loads(self._uml_record.read_text())
+        except FileNotFoundError:
+            return None
+        return UmlRecord(data["name"], UUID(data["uuid"]), tuple(data["boot_failures"]))
+
+    @property
+    def _uml_record(self) -> Path:
+        return self.runtime / "uml.json"
+
+
+class UmlMachine(SshMachine):
+    """A kernel that runs as a process of this computer."""
+
+    accelerator = "uml"
+
+    def __init__(self, state: UmlState, record: UmlRecord, process: QemuProcess | None) -> None:
+        shared = SharedDirectory(state.shared, _SHARED_THERE)
+        super().__init__(record.name, shared, state.console, SshChannel(state.ssh))
+        self.provenance = {"failed_boots": "; ".join(record.boot_failures)}
+        self._process = process
+
+    def close(self) -> None:
+        """Stop watching the machine; it runs on."""
+        if self._process:
+            self._process.close()
+            self._process = None
+
+    def _ended(self, *, timeout: float = 0) -> bool:
+        return self._process is None or self._process.ended(timeout=timeout)
+
+    def _last_words(self) -> str:
+        return "its process has ended"
+
+
+@contextmanager
+def uml_machine(
+    name: str,
+    image: Image,
+    kernel: UmlKernel,
+    spec: MachineSpec,
+    directory: Path,
+    progress: Progress,
+    *,
+    keep: bool = False,
+    wires: tuple[WireEnd, ...] = (),
+) -> Iterator[UmlMachine]:
+    """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
+
+    The console and the shared directory stay in ``directory`` when it has ended.
+
+    :param directory: of this machine alone; what an earlier machine left there is removed
+    :param keep: leave the machine running, unless an exception ends the context; see
+        :func:`attach_uml` and :func:`destroy_uml`
+    :param wires: to other machines
+    :raises BootFailed: it did not come up, twice
+    :raises ProvisionError: the port asked for is in use, or something on this computer is missing
+    """
+    state = UmlState(directory.absolute())
+    destroy_uml(state.directory)
+    kept = False
+    try:
+        machine = _provide(name, _Plan(image, kernel, spec, wires), state, progress)
+        try:
+            yield machine
+        finally:
+            machine.close()
+        kept = keep
+    finally:
+        if not kept:
+            destroy_uml(state.directory)
+
+
+def attach_uml(directory: Path) -> UmlMachine | None:
+    """The machine that another process left running here, or that has died since."""
+    state = UmlState(directory.absolute())
+    record = state.read_uml_record()
+    if record is None:
+        return None
+    machine = UmlMachine(state, record, open_process(_identity(state, record)))
+    if not machine.death():
+        machine.channel.open(timeout=_BOOT_TIMEOUT)
+    return machine
+
+
+def destroy_uml(directory: Path) -> bool:
+    """End the machine that runs in ``directory``, whoever started it, and remove what is its own.
+
+    The console and the shared directory stay.
+
+    :returns: whether there was one
+    :raises ProvisionError: the machine is another user's
+    """
+    state = UmlState(directory.absolute())
+    record = state.read_uml_record()
+    if record is None:
+        return False
+    SshChannel(state.ssh).close()
+    end_processes(_identity(state, record))
+    state.remove()
+    return True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a machine is made of."""
+
+    image: Image
+    kernel: UmlKernel
+    spec: MachineSpec
+    wires: tuple[WireEnd, ...]
+
+
+def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
+    record = UmlRecord(name, uuid4())
+    with (
+        progress.phase(
+            "machine", f"starting machine {name} (User Mode Linux {plan.kernel.release})"
+        ),
+        disk_full_reported(state.directory),
+    ):
+        while True:
+            try:
+                return _boot(record, plan, state)
+            except BootFailed as e:
+                failures = (*record.boot_failures, e.message)
+                record = replace(record, boot_failures=failures, uuid=uuid4())
+                destroy_uml(state.directory)
+                if len(failures) == _BOOT_ATTEMPTS:
+                    raise
+                kept = state.console.replace(state.console.with_suffix(f".{len(failures)}.log"))
+                progress.say(f"{e.message}; starting it again (its console is in {kept})")
+
+
+def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
+    state.make()
+    state.uml.mkdir(exist_ok=True)
+    state.write_uml_record(record)
+    state.console.write_bytes(b"")
+    make_keys(state.ssh, state.shared)
+    make_scratch_disk(state.scratch)
+    shutil.copytree(plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True)
+    slirp = Slirp(state.uml)
+    slirp.start()
+    channel = SshChannel(state.ssh)
+    _start(record, plan, state)
+    machine = UmlMachine(state, record, open_process(_identity(state, record)))
+    try:
+        channel.configure(_forward(slirp, plan.spec.ssh_port))
+        wait_until_ready(machine, timeout=_BOOT_TIMEOUT)
+        channel.open(timeout=_BOOT_TIMEOUT)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
+    """The command that is the machine."""
+    spec = plan.spec
+    paths = {
+        "linux": plan.kernel.binary,
+        "root": plan.image.root,
+        "initramfs": plan.image.initramfs,
+        "scratch": state.scratch,
+        "shared": state.shared,
+    }
+    links = {name: state.uml / name for name in paths}
+    for name, path in paths.items():
+        links[name].unlink(missing_ok=True)
+        links[name].symlink_to(path)
+    return [
+        str(links["linux"]),
+        f"mem={spec.memory}M",
+        f"ncpus={spec.cpus}",
+        # The faster way to run programs, and the one that more than one processor needs.
+        "seccomp=on",
+        f"ubd0r={links['root']}",
+        f"ubd1={links['scratch']}",
+        f"initrd={links['initramfs']}",
+        f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
+        *(
+            f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
+            for number, wire in enumerate(plan.wires, 1)
+        ),
+        "con0=null,fd:1",
+        "con=null",
+        "ssl=null",
+        "umid=machine",
+        f"uml_dir={state.uml}",
+        "noreboot",
+        "panic=-1",
+        "testbed.carrier=uml",
+        f"testbed.shared={links['shared']}",
+        _uuid_option(record.uuid),
+        *spec.kernel_options,
+    ]
+
+
+def _start(record: UmlRecord, plan: _Plan, state: UmlState) -> None:
+    with state.console.open("ab") as console:
+        subprocess.Popen(
+            _argv(record, plan, state),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
+            start_new_session=True,
+            pass_fds=[wire.descriptor for wire in plan.wires],
+        )
+
+
+def _memory_place(memory: int, state: UmlState) -> Path:
+    """A directory for the file that is the machine's memory; it has no name there.
+
+    Too small a one would end the machine with a bus error in the middle of its work.
+
+    :param memory: MiB
+    """
+    for place in _MEMORY_PLACES:
+        if os.access(place, os.W_OK) and shutil.disk_usage(place).free > memory * _MIB:
+            return place
+    return state.runtime
+
+
+def _forward(slirp: Slirp, wanted: int) -> int:
+    for _ in range(_PORT_ATTEMPTS):
+        port = claim_port(wanted)
+        if slirp.forward(port):
+            return port
+    raise ProvisionError(
+        "no loopback port could be had for the machine's ssh", detail=last_lines(slirp.log)
+    )
+
+
+def _identity(state: UmlState, record: UmlRecord) -> UmlIdentity:
+    return UmlIdentity(record.uuid, state.uml)
+
+
+def _uuid_option(uuid: UUID) -> str:
+    return f"testbed.uuid={uuid}"

@@ -1,0 +1,46 @@
+"""Wires between machines: Ethernet over Unix sockets, one frame a message."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from smbdirect_testbed.spec import EnvironmentSpec
+from smbdirect_testbed.topology import planned_link
+
+_BUFFER = 4 << 20
+"""Bytes in each direction."""
+
+
+@dataclass(frozen=True)
+class WireEnd:
+    """A machine's end of a wire.
+
+    :param mac: the address of the machine's interface
+    :param mtu: bytes
+    :param descriptor: the socket, open as long as the machines are being started; the machine
+        inherits it
+    """
+
+    mac: str
+    mtu: int
+    descriptor: int
+
+
+@contextmanager
+def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple[WireEnd, ...]]]:
+    """The ends of all wires that a spec's links need, by the machine's name."""
+    ends: dict[str, list[WireEnd]] = {name: [] for name in spec.machines}
+    with ExitStack() as stack:
+        for number, link in enumerate(spec.links):
+            if not spec.crosses(link):
+                continue
+            # Not datagrams: of those only ten are queued, and the rest would be lost.
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for (host, end), wire in zip(planned_link(number, link).items(), pair, strict=True):
+                stack.enter_context(wire)
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+                ends[spec.host(host).machine].append(WireEnd(end.mac, link.mtu, wire.fileno()))
+        yield {name: tuple(of_machine) for name, of_machine in ends.items()}

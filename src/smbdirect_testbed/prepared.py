@@ -1,0 +1,57 @@
+"""What an environment's template holds: all of the environment that can be there before its clones.
+
+These are the steps of :func:`smbdirect_testbed.environment.provide`, which finds them done in a
+clone and only checks: what is asked for once more is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from smbdirect_testbed.agent_client import running_agent
+from smbdirect_testbed.capture import captured_host, prepare_capture
+from smbdirect_testbed.carriers.template import TemplatePlan
+from smbdirect_testbed.driver.manifest import BuiltDriver
+from smbdirect_testbed.loaded_driver import PREPARED, LoadedDriver
+from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.smb.smbd import prepare_smbd
+from smbdirect_testbed.spec import EnvironmentSpec, ServerKind
+from smbdirect_testbed.topology import Place, made_hosts
+
+# What every run starts first, and every scenario of SMB: from the image, a page of a program costs
+# a hundred times what it costs from memory.
+_WARM_UP = """
+for program in nsenter bash tee smbclient smbtorture; do
+    $program --version
+done >/dev/null 2>&1
+:
+"""
+
+
+def template_plan(spec: EnvironmentSpec, name: str, built: BuiltDriver) -> TemplatePlan | None:
+    """How a machine of an environment is prepared; None for one that is to boot.
+
+    :param name: the machine's
+    """
+    if spec.machine.cold:
+        return None
+    parts = (built.digest, name, repr(spec.hosts), repr(spec.links), repr(spec.servers))
+    return TemplatePlan(parts, partial(_prepare, spec, name, built))
+
+
+def _prepare(
+    spec: EnvironmentSpec, name: str, built: BuiltDriver, machine: Machine
+) -> Mapping[str, str]:
+    facts = {PREPARED: built.digest}
+    with running_agent(machine) as agent:
+        driver = LoadedDriver(machine, built)
+        driver.load()
+        with made_hosts(spec, {name: Place(machine, agent)}, keep=True) as hosts:
+            machine.run(["sh", "-c", _WARM_UP])
+            if client := captured_host(hosts):
+                facts |= prepare_capture(client)
+            for server in spec.servers:
+                if server.kind is ServerKind.SMBD and server.host in hosts:
+                    facts |= prepare_smbd(hosts[server.host], driver, server.transports)
+    return facts

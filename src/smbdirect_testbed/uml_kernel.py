@@ -1,0 +1,166 @@
+"""User Mode Linux, built from a kernel's source: a kernel that is a program on this computer."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from smbdirect_testbed import cache, paths
+from smbdirect_testbed.buildroot import BuildRoot
+from smbdirect_testbed.driver.toolchain import Toolchain, provide_toolchain, source_package
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.image import Image
+from smbdirect_testbed.progress import Progress
+
+_VERSION = "1"
+"""Of this module: to be raised when it makes another kernel of the same source."""
+
+_GIB = 2.0
+_SECONDS = 3600
+_FACTS = "kernel.json"
+_MAKE = ("make", "ARCH=um", "KCFLAGS=-g0")
+_UNUSED = (
+    "Documentation/*/*",
+    "sound/*/*.[ch]",
+    "drivers/gpu/*.[ch]",
+    "drivers/media/*.[ch]",
+    "drivers/net/ethernet/*.[ch]",
+    "drivers/net/wireless/*.[ch]",
+    "drivers/staging/*.[ch]",
+    "drivers/scsi/*.[ch]",
+    "arch/*/boot/dts",
+    "tools/testing",
+    "tools/perf",
+)
+"""What no kernel of ours is built from: half of the source."""
+
+# The driver is built out of tree, from whatever source is under test, so the kernel comes without
+# it. A static program runs on any computer; the network driver forbids that for the sake of
+# transports that look up names, which are not used here. With 100 ticks a second an RCU grace
+# period takes so long that destroying some connections, with slab caches of their own, holds up
+# new ones for seconds.
+_CHANGES = r"""
+sed -i '/CONFIG_SMBFS/d' fs/Makefile
+sed -i '/CONFIG_RDMA_SIW/d' drivers/infiniband/sw/Makefile
+sed -i '/^config UML_NET_VECTOR/,/^config /{/select MAY_HAVE_RUNTIME_DEPS/d}' arch/um/drivers/Kconfig
+sed -i '/^config HZ$/,/^config /s/default 100$/default 1000/' arch/um/Kconfig
+"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class UmlKernel:
+    """A built kernel.
+
+    :param digest: of all that it was made from
+    :param binary: the program
+    :param modules: what belongs in ``/lib/modules/RELEASE`` of a machine that it runs in
+    :param release: as ``uname -r`` says it
+    :param toolchain: builds modules for it
+    """
+
+    digest: str
+    binary: Path
+    modules: Path
+    release: str
+    toolchain: Toolchain
+
+
+def is_cached(image: Image) -> bool:
+    """Whether the kernel for an image is there, so that no one has to wait for it."""
+    return (paths.cache() / "kernels" / _name(image) / _FACTS).is_file()
+
+
+def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
+    """User Mode Linux of the same source as an image's kernel, built first if it is not there.
+
+    :raises ProvisionError: the source cannot be had, or does not compile
+    """
+    toolchain = provide_toolchain(image, progress)
+    name = _name(image)
+    tree = PurePosixPath("/build") / name
+
+    def make(directory: Path) -> None:
+        cache.require_space(directory, _GIB, "building User Mode Linux")
+        with (
+            progress.phase("uml_kernel", "building User Mode Linux (once; some 8 minutes)"),
+            toolchain.build_root.work_directory(name, progress) as work,
+        ):
+            release = _build(toolchain.build_root, source_package(image), work, directory)
+        (directory / _FACTS).write_text(json.dumps({"release": release}))
+
+    entry = cache.provide("kernels", name, make, progress)
+    if not toolchain.build_root.holds(tree / "linux"):
+        # The tree, which modules are built against, went with an earlier build root.
+        entry = cache.provide("kernels", name, make, progress, force=True)
+    return UmlKernel(
+        digest=name.rpartition("-")[2],
+        binary=entry / "linux",
+        modules=entry / "modules",
+        release=json.loads((entry / _FACTS).read_text())["release"],
+        toolchain=replace(toolchain, headers=tree, architecture="um"),
+    )
+
+
+def _name(image: Image) -> str:
+    config = (paths.images() / "uml.config").read_bytes()
+    parts: list[str | bytes] = [
+        _VERSION,
+        source_package(image),
+        image.kernel_version,
+        config,
+        _CHANGES,
+    ]
+    return f"uml-{cache.digest(parts)[:16]}"
+
+
+def _build(root: BuildRoot, package: str, work: PurePosixPath, directory: Path) -> str:
+    """Build kernel and modules and put them into ``directory``; return the release."""
+    log = cache.log_file("uml-kernel")
+    config = work / "testbed.config"
+    installed = work / "testbed.out"
+
+    def run(*argv: str, at: PurePosixPath = work) -> str:
+        enter = ["sh", "-ec", 'cd "$0"; exec "$@"', str(at)]
+        return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
+
+    exclude = [f"--exclude={package}/{pattern}" for pattern in _UNUSED]
+    try:
+        run("tar", "-xf", f"/usr/src/{package}.tar.xz", "--strip-components=1", *exclude)
+        run("sh", "-ec", _CHANGES)
+        root.run(["true"], inputs={config: paths.images() / "uml.config"})
+        run(*_MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
+        _check_config(run("cat", ".config"))
+        run(*_MAKE, f"-j{os.cpu_count() or 1}", "linux", "modules")
+        run(*_MAKE, "modules_install", f"INSTALL_MOD_PATH={installed}")
+        release = run("cat", "include/config/kernel.release").strip().splitlines()[-1]
+    except CommandFailed as e:
+        raise ProvisionError(
+            "User Mode Linux does not build",
+            hint=f"the full log is {log}",
+            detail="\n".join(e.output.rstrip().splitlines()[-15:]),
+        ) from e
+    modules = installed / "lib/modules" / release
+    # It leads to the tree, which no machine sees.
+    run("rm", "-f", str(modules / "build"))
+    outputs = {work / "linux": directory / "linux", modules: directory / "modules"}
+    root.run(["true"], outputs=outputs)
+    return release
+
+
+def _check_config(config: str) -> None:
+    """Compare what kconfig made of our configuration with what was asked for.
+
+    :raises ProvisionError: an option was dropped, since it does not exist or needs another
+    """
+    got = set(config.splitlines())
+    wanted = (paths.images() / "uml.config").read_text().splitlines()
+    dropped = [line for line in wanted if line and not line.startswith("#") and line not in got]
+    # Asked for as a module, and needed by something built in.
+    dropped = [line for line in dropped if line.replace("=m", "=y") not in got]
+    if dropped:
+        raise ProvisionError(
+            f"the kernel's configuration cannot have {', '.join(dropped)}",
+            hint=f"see {paths.images() / 'uml.config'}",
+        )
