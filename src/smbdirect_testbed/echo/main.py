@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # The same numbers as the testbed's own command line; that needs more than the standard library.
 _PASSED, _FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 0, 1, 2, 3, 130
+
+_NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class _UsageError(Exception):
@@ -72,10 +75,17 @@ def serve(options: argparse.Namespace) -> int:
         listeners = []
         for address in options.listen or ["0.0.0.0", "::"]:
             for transport, port in _ports(options).items():
-                sock = stack.enter_context(listen(address, port, transport, parameters))
+                try:
+                    sock = stack.enter_context(listen(address, port, transport, parameters))
+                except OSError as e:
+                    if not options.listen and e.errno in _NO_SUCH_FAMILY:
+                        continue  # a machine without IPv6, say
+                    raise
                 listeners.append((sock, transport))
                 where = f"{address} port {sock.getsockname()[1]} over {transport}"
                 print(f"listening on {where}", flush=True)
+        if not listeners:
+            raise _UsageError("there is no address to listen on; --listen names one")
         print("ready; Ctrl-C ends it", flush=True)
         server = EchoServer(listeners, limits, say=lambda line: print(line, flush=True))
         for number in (signal.SIGINT, signal.SIGTERM):
