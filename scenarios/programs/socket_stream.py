@@ -138,7 +138,7 @@ def peek(connection: socket.socket) -> dict[str, Any]:
     after = waiting(connection)
     dropped = connection.recv(4 + 100, socket.MSG_TRUNC)
     left = waiting(connection)
-    rest = connection.recv(30000, socket.MSG_WAITALL)
+    rest = connection.recv(left, socket.MSG_WAITALL)
     return {
         "arrived": arrived,
         "waiting": count,
