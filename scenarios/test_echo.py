@@ -103,6 +103,7 @@ def test_suite(
         wire.expect(transport)
 
 
+@pytest.mark.thorough
 def test_bench(suite: Suite, scenario_log: Path) -> None:
     """A short measurement of everything: its payloads are right, both transports have figures."""
     options = ("--size", "1K", "64K", "--depth", 1, 4, "--seconds", 0.2, "--rounds", 2)

@@ -19,6 +19,8 @@ from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.spec import ServerKind
 
+pytestmark = pytest.mark.thorough
+
 _SLOW = bool(os.environ.get("SMBDIRECT_TESTBED_SLOW"))
 _CYCLES = 1000 if _SLOW else 60
 _KILLS = 200 if _SLOW else 10

@@ -13,6 +13,8 @@ from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
 from smbdirect_testbed.wait import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _PROGRAMS = Path(__file__).with_name("programs")
 _PORT = 5485
 _TRACING = Path("/sys/kernel/tracing")

@@ -9,8 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
+
+pytestmark = pytest.mark.thorough
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_ends.py"
 _PROMPT = 5

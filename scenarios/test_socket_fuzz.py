@@ -12,9 +12,13 @@ import os
 import secrets
 from pathlib import Path
 
+import pytest
+
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.wait import wait_until
+
+pytestmark = pytest.mark.thorough
 
 _SECONDS = float(os.environ.get("SMBDIRECT_TESTBED_FUZZ_SECONDS", "12"))
 _SEED = os.environ.get("SMBDIRECT_TESTBED_FUZZ_SEED", "")

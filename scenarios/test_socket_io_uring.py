@@ -9,6 +9,8 @@ import pytest
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
 
+pytestmark = pytest.mark.thorough
+
 _PROGRAM = Path(__file__).with_name("programs") / "socket_io_uring.py"
 
 

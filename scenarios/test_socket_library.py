@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from smbdirect_testbed.driver.manifest import LIBRARY
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
+
+pytestmark = pytest.mark.thorough
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_library.py"
 

@@ -13,6 +13,8 @@ import pytest
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
 
+pytestmark = pytest.mark.thorough
+
 _PROGRAM = Path(__file__).with_name("programs") / "socket_parameters.py"
 _PORT = 5470
 _SMALL_PORT = 5471

@@ -11,6 +11,8 @@ import pytest
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
 
+pytestmark = pytest.mark.thorough
+
 _PROGRAM = Path(__file__).with_name("programs") / "socket_rdma.py"
 _PORT = 5460
 _SIZES = [1, 4096, 4097, 65536, 1048576, 8388608]

@@ -17,6 +17,7 @@ from smbdirect_testbed.spec import Transport
 
 TCP, NBT, SMBDIRECT = Transport.TCP, Transport.NBT, Transport.SMBDIRECT
 _SIZE = 20 << 20
+_TRIES = 4
 _COPY_TIMEOUT = 60
 _DEADLINE = 15
 """Seconds in which a client without a server must have given up; Samba gives a connection 5."""
@@ -87,12 +88,21 @@ def test_a_silent_fallback_is_noticed(smbclient: SmbClient, wire: Wire) -> None:
         wire.expect(SMBDIRECT)
 
 
-def test_prefers_the_first_of_the_list(smbclient: SmbClient, wire: Wire) -> None:
-    smbclient.run("ls", transports=[SMBDIRECT, TCP])
-    wire.expect(SMBDIRECT)
-    begin = wire.now()
-    smbclient.run("ls", transports=[TCP, SMBDIRECT])
-    wire.expect(TCP, since=begin)
+@pytest.mark.parametrize("transports", [[SMBDIRECT, TCP], [TCP, SMBDIRECT]])
+def test_prefers_the_first_of_the_list(
+    smbclient: SmbClient, wire: Wire, transports: list[Transport]
+) -> None:
+    """Samba gives the first 5 ms before it starts the others, so a busy machine gets more tries."""
+    for tries_left in reversed(range(_TRIES)):
+        begin = wire.now()
+        smbclient.run("ls", transports=transports)
+        try:
+            wire.expect(transports[0], since=begin)
+        except TransportNotProven:
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 @pytest.mark.parametrize(("transport", "other"), [(TCP, SMBDIRECT), (SMBDIRECT, TCP)])

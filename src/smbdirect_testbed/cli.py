@@ -29,10 +29,14 @@ from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.instance import Instance, find_instance, instances
 from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.runner import bring_up, run_scenarios, with_driver, with_start
+from smbdirect_testbed.runner import (
+    bring_up,
+    default_environment,
+    run_scenarios,
+    with_driver,
+    with_start,
+)
 from smbdirect_testbed.saves import saves
-
-_DEFAULT_ENVIRONMENT = "rxe"
 
 _cold_option = click.option(
     "--cold", is_flag=True, help="Boot the machine, and do not clone it from a template."
@@ -74,13 +78,20 @@ _driver_option = click.option(
 @click.option("--keep", is_flag=True, help="Leave the environment up for shell and exec.")
 @_driver_option
 @_cold_option
+@click.option("--thorough", is_flag=True, help="Also run the scenarios marked as thorough.")
 def run(
-    what: tuple[str, ...], expression: str | None, keep: bool, driver: Path | None, cold: bool
+    what: tuple[str, ...],
+    expression: str | None,
+    keep: bool,
+    driver: Path | None,
+    cold: bool,
+    thorough: bool,
 ) -> int:
     """Provide an environment and run scenarios in it.
 
-    ENV is a name from `list`, or a path ending in .toml; rxe if left out. PATHs are files or
-    directories of scenarios (with ::test, if one is meant); all scenarios if left out.
+    ENV is a name from `list`, or a path ending in .toml; if left out, uml-rxe where User Mode
+    Linux has been built, else rxe. PATHs are files or directories of scenarios (with ::test, if
+    one is meant). Without PATHs and -k: all scenarios that are not marked as thorough.
 
     Exit status: 0 all passed, 1 a scenario failed, 2 bad usage or a bad file, 3 the environment
     could not be provided.
@@ -89,7 +100,7 @@ def run(
     name, scenarios = _environment_and_scenarios(what)
     spec = with_driver(with_start(load_environment(name), cold=cold), driver)
     housekeeping.remove_orphans(progress)
-    return run_scenarios(spec, scenarios, expression, progress, keep=keep)
+    return run_scenarios(spec, scenarios, expression, progress, keep=keep, thorough=thorough)
 
 
 @cli.command()
@@ -278,8 +289,9 @@ cli.add_command(echo)
 
 
 def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:
-    name, *scenarios = what if what and not _is_path(what[0]) else (_DEFAULT_ENVIRONMENT, *what)
-    return name, scenarios
+    if what and not _is_path(what[0]):
+        return what[0], list(what[1:])
+    return default_environment(), list(what)
 
 
 def _is_path(word: str) -> bool:

@@ -57,7 +57,7 @@ def provide_image(name: str, progress: Progress, *, force: bool = False) -> Imag
     """
     recipe = read_recipe(name)
     finish = paths.images() / "guest" / "finish"
-    key = cache.digest([_VERSION, recipe_digest(recipe), finish.read_bytes()])
+    key = _key(recipe, finish)
 
     def make(directory: Path) -> None:
         with progress.phase("image", f"building image {name}"):
@@ -66,6 +66,20 @@ def provide_image(name: str, progress: Progress, *, force: bool = False) -> Imag
 
     entry = cache.provide("images", f"{name}-{key[:16]}", make, progress, force=force)
     return _read(name, entry)
+
+
+def find_image(name: str) -> Image | None:
+    """The image of a recipe, if it is in the cache.
+
+    :raises UsageError: there is no such recipe, or something in it is wrong
+    """
+    key = _key(read_recipe(name), paths.images() / "guest" / "finish")
+    entry = paths.cache() / "images" / f"{name}-{key[:16]}"
+    return _read(name, entry) if entry.is_dir() else None
+
+
+def _key(recipe: Recipe, finish: Path) -> str:
+    return cache.digest([_VERSION, recipe_digest(recipe), finish.read_bytes()])
 
 
 def _make(

@@ -9,13 +9,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from smbdirect_testbed import paths
+from smbdirect_testbed import paths, uml_kernel
 from smbdirect_testbed.driver import sources
 from smbdirect_testbed.environment import Environment, provide
+from smbdirect_testbed.image import find_image
 from smbdirect_testbed.instance import new_instance
 from smbdirect_testbed.plugin import RunPlugin
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverOrigin, DriverSpec, EnvironmentSpec
+
+
+def default_environment() -> str:
+    """The environment of whoever names none: the one with the soonest verdict.
+
+    Scenarios take half the time in User Mode Linux, but its kernel has to be built once, which
+    takes longer than all of a run.
+    """
+    image = find_image("trixie")
+    return "uml-rxe" if image and uml_kernel.is_cached(image) else "rxe"
 
 
 def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
@@ -54,12 +65,14 @@ def run_scenarios(
     progress: Progress,
     *,
     keep: bool,
+    thorough: bool = False,
     plugins: Sequence[object] = (),
 ) -> int:
     """Run scenarios in an environment and write the results; return the exit status.
 
     :param scenarios: pytest paths; empty for all
     :param expression: pytest's ``-k``
+    :param thorough: also run the scenarios that are marked so, which a choice does anyway
     :param plugins: more pytest plugins, for those who run scenarios from Python
     :raises UsageError: a path or the expression is wrong, or matches nothing
     """
@@ -70,6 +83,7 @@ def run_scenarios(
         progress,
         environment=spec.name,
         keep=keep,
+        thorough=thorough or bool(scenarios) or bool(expression),
     )
     return plugin.main(scenarios, expression, plugins)
 

@@ -1,4 +1,4 @@
-"""What a scenario needs of an environment: the marker ``needs``."""
+"""What scenarios say of themselves by markers: what they need, and when they are worth it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import pytest
 
 from smbdirect_testbed.spec import EnvironmentSpec, RdmaType, Role, ServerKind
 
-MARKER = (
+MARKERS = (
     "needs(*features): skip the scenario where the environment lacks one of: "
-    "a server (smbd, ksmbd), an RDMA type (rxe, siw), a role (server, client, monitor)"
+    "a server (smbd, ksmbd), an RDMA type (rxe, siw), a role (server, client, monitor)",
+    "thorough: not part of a run of everything unless that is to be thorough",
 )
 
 _KNOWN = {e.value for kind in (ServerKind, RdmaType, Role) for e in kind}
+
+
+def is_thorough(item: pytest.Item) -> bool:
+    """Whether a scenario is for thorough runs only."""
+    return item.get_closest_marker("thorough") is not None
 
 
 def check_markers(items: list[pytest.Item]) -> None:

@@ -56,6 +56,7 @@ class RunPlugin:
     :param run_dir: where the results go; need not exist. Its name is the run's id.
     :param environment: the environment's name
     :param keep: whether the environment stays up, for the closing lines
+    :param thorough: also run the scenarios that are marked so
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class RunPlugin:
         *,
         environment: str = "",
         keep: bool = False,
+        thorough: bool = True,
     ) -> None:
         self._provide = provide
+        self._thorough = thorough
         self._progress = progress
         self._keep = keep
         self._stack = ExitStack()
@@ -175,7 +178,8 @@ class RunPlugin:
     # Collection.
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        config.addinivalue_line("markers", features.MARKER)
+        for marker in features.MARKERS:
+            config.addinivalue_line("markers", marker)
         config.pluginmanager.register(Fixtures(self))
 
     @pytest.hookimpl(wrapper=True)
@@ -202,6 +206,11 @@ class RunPlugin:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         features.check_markers(items)
+        if not self._thorough and (left_out := [i for i in items if features.is_thorough(i)]):
+            items[:] = [i for i in items if i not in left_out]
+            self.notes.append(
+                f"{len(left_out)} thorough scenarios were left out; run --thorough runs them, too"
+            )
         for path in {
             expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
         }:
