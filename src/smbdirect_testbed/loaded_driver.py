@@ -52,6 +52,11 @@ fi
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
+def load_distribution_modules(machine: Machine) -> None:
+    """Load what RDMA links need, without our driver."""
+    machine.run(["modprobe", "--all", *_DISTRIBUTION_MODULES])
+
+
 class LoadedDriver:
     """The modules of a built driver in one machine.
 

@@ -13,10 +13,10 @@ from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.capture import captured_host, prepare_capture
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.driver.manifest import BuiltDriver
-from smbdirect_testbed.loaded_driver import PREPARED, LoadedDriver
+from smbdirect_testbed.loaded_driver import PREPARED, LoadedDriver, load_distribution_modules
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.smb.smbd import prepare_smbd
-from smbdirect_testbed.spec import EnvironmentSpec, ServerKind
+from smbdirect_testbed.spec import DriverOrigin, EnvironmentSpec, ServerKind
 from smbdirect_testbed.topology import Place, made_hosts
 
 # What every run starts first, and every scenario of SMB: from the image, a page of a program costs
@@ -32,26 +32,34 @@ done >/dev/null 2>&1
 def template_plan(spec: EnvironmentSpec, name: str, built: BuiltDriver) -> TemplatePlan | None:
     """How a machine of an environment is prepared; None for one that is to boot.
 
+    A driver that somebody is working on is in no template: each edit would need another.
+
     :param name: the machine's
     """
     if spec.machine.cold:
         return None
-    parts = (built.digest, name, repr(spec.hosts), repr(spec.links), repr(spec.servers))
-    return TemplatePlan(parts, partial(_prepare, spec, name, built))
+    lasting = built if spec.driver.origin is not DriverOrigin.TREE else None
+    digest = lasting.digest if lasting else "any driver"
+    parts = (digest, name, repr(spec.hosts), repr(spec.links), repr(spec.servers))
+    return TemplatePlan(parts, partial(_prepare, spec, name, lasting))
 
 
 def _prepare(
-    spec: EnvironmentSpec, name: str, built: BuiltDriver, machine: Machine
+    spec: EnvironmentSpec, name: str, built: BuiltDriver | None, machine: Machine
 ) -> Mapping[str, str]:
-    facts = {PREPARED: built.digest}
+    facts = {}
     with running_agent(machine) as agent:
-        driver = LoadedDriver(machine, built)
-        driver.load()
+        if built:
+            driver = LoadedDriver(machine, built)
+            driver.load()
+            facts[PREPARED] = built.digest
+        else:
+            load_distribution_modules(machine)
         with made_hosts(spec, {name: Place(machine, agent)}, keep=True) as hosts:
             machine.run(["sh", "-c", _WARM_UP])
             if client := captured_host(hosts):
                 facts |= prepare_capture(client)
-            for server in spec.servers:
+            for server in spec.servers if built else ():
                 if server.kind is ServerKind.SMBD and server.host in hosts:
                     facts |= prepare_smbd(hosts[server.host], driver, server.transports)
     return facts
