@@ -116,7 +116,7 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
     with AgentPort(machine.agent_port) as port:
         if not machine.agent_started:
             program = machine.shared.path_there(_copy(machine))
-            start = f'exec setsid --fork python3 "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
+            start = f'exec setsid --fork python3 -P "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
             machine.run(["sh", "-c", start, str(program)])
         yield AgentClient(machine, port, started=machine.agent_started)
         machine.agent_started = True
@@ -183,7 +183,7 @@ def _on_a_pipe(machine: Machine) -> Iterator[AgentClient]:
     log = machine.shared.here / "agent.log"
     with log.open("ab") as errors:
         proc = subprocess.Popen(
-            machine.argv(["python3", str(program)]),
+            machine.argv(["python3", "-P", str(program)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -267,7 +267,8 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
         f"ncpus={spec.cpus}",
         # The faster way to run programs, and the one that more than one processor needs.
         "seccomp=on",
-        f"ubd0r={links['root']}",
+        # c: shared, that is, without a lock, which would keep QEMU from the same image.
+        f"ubd0rc={links['root']}",
         f"ubd1={links['scratch']}",
         f"initrd={links['initramfs']}",
         f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
