@@ -13,9 +13,13 @@ import pytest
 
 from smbdirect_testbed import cache, housekeeping
 from smbdirect_testbed.carriers import template as templates
+from smbdirect_testbed.carriers import vm
 from smbdirect_testbed.carriers.domain_xml import Accelerator
 from smbdirect_testbed.carriers.sparse import checksum, copy_sparse
 from smbdirect_testbed.carriers.template import TemplateBroken, TemplatePlan
+from smbdirect_testbed.carriers.virtual_machine import VmMachine
+from smbdirect_testbed.carriers.vm_start import CloneFailed, Plan
+from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.progress import Progress
@@ -77,8 +81,9 @@ def _overwrite(directory: Path) -> None:
 
 
 def _cut(directory: Path) -> None:
-    with (directory / "state").open("r+b") as state:
-        state.truncate(2)
+    """Zeros at the end, which no checksum counts."""
+    with (directory / "ram").open("r+b") as ram:
+        ram.truncate(1 << 19)
 
 
 def _remove(directory: Path) -> None:
@@ -180,6 +185,44 @@ def test_clean_removes_templates(cache_directory: Path, progress: Progress) -> N
     assert len(waste) == 1
     waste[0].remove()
     assert not (cache_directory / "templates").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(95, "Operation not supported"), "[Errno 95] Operation not supported"),
+        (CloneFailed("it does not answer"), "it does not answer"),
+        (None, "a template needs 300001 GiB in "),
+    ],
+)
+def test_what_cannot_be_cloned_is_booted_and_says_why(
+    error: Exception | None,
+    reason: str,
+    image: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    booted: list[VmRecord] = []
+
+    def boot(record: VmRecord, plan: Plan, state: VmState, **_: object) -> VmMachine:
+        booted.append(record)
+        return VmMachine(state, record, None)
+
+    def provide(*_: object) -> object:
+        raise error or AssertionError
+
+    monkeypatch.setattr(vm, "boot", boot)
+    monkeypatch.setattr(vm, "_GIB", 300_000.0)
+    if error:
+        monkeypatch.setattr(templates, "provide", provide)
+    spec = MachineSpec(memory=1024)
+    plan = TemplatePlan((), lambda _: {})
+    with vm.vm_machine("m", image, spec, tmp_path / "m", Progress(), plan=plan) as machine:
+        assert machine.provenance["failed_clone"].startswith(reason)
+        assert machine.provenance["start"] == "cold"
+    assert len(booted) == 1
+    assert f"the machine cannot be a clone: {reason}" in capfd.readouterr().err
 
 
 def _key(image: Image, spec: MachineSpec, *parts: str, accelerator: str = "qemu") -> str:

@@ -93,6 +93,16 @@ def test_a_mount_by_one_command_is_there_for_the_next(call: Call, tmp_path: Path
     assert not (tmp_path / "file").exists()
 
 
+def test_what_was_made_is_not_made_again(call: Call) -> None:
+    hosts = {"namespaces": ["a", "b"], "machine_stack": []}
+    link = {"ends": [_end("a", 1), _end("b", 2)], "mtu": 1500, "neighbours": False}
+    first = call("make_hosts", **hosts)
+    assert call("make_link", **link) == call("make_link", **link) == {"ok": None}
+    assert call("make_hosts", **hosts) == first
+    call("unmake")
+    assert call("make_hosts", **hosts) != first
+
+
 def test_unmaking_leaves_nothing(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
     call(

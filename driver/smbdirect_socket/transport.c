@@ -201,9 +201,19 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 	return sc;
 }
 
+/*
+ * A connection of smbdirect's has slab caches of its own. Destroying one waits
+ * for RCU under a lock that making one takes, too: so a new connection would wait
+ * for all that end at the same time, longer than its peer has patience. Here the
+ * others wait instead.
+ */
+static DEFINE_MUTEX(sdsock_release_lock);
+
 static void sdsock_give_back(struct sdsock *ss, struct smbdirect_socket *sc)
 {
+	mutex_lock(&sdsock_release_lock);
 	smbdirect_socket_release(sc);
+	mutex_unlock(&sdsock_release_lock);
 	sdsock_uncharge_buffers(ss);
 }
 

@@ -247,7 +247,17 @@ class Agent:
             _in_mounts_of(pid, partial(_place_trees, trees))
             for tree in trees.values():
                 os.close(tree)
-        _wait(lambda: _SSHD_PID.exists() and _SSHD_PID.read_text() != "", "sshd to listen")
+
+    def run(self, argv: list[str], input: str, timeout: float) -> tuple[int, str, str]:
+        """Run a command as ssh would: for the time until ssh is ready."""
+        done = subprocess.run(
+            argv, input=input.encode(), capture_output=True, timeout=timeout, cwd="/root"
+        )
+        return (
+            done.returncode,
+            done.stdout.decode("utf-8", "replace"),
+            done.stderr.decode("utf-8", "replace"),
+        )
 
     def _place(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]

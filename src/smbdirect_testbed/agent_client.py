@@ -6,6 +6,7 @@ import json
 import select
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,13 +46,18 @@ class AgentClient:
         self._received = b""
         # Not from 1: an answer to someone who asked before us may still come.
         self._numbers = count(time.monotonic_ns())
+        self._lock = threading.Lock()
 
     def call(self, do: str, **arguments: Any) -> Any:
-        """Have the agent do something and return its answer.
+        """Have the agent do something and return its answer. Safe to use from several threads.
 
         :raises ProvisionError: the agent failed, with its reason
         :raises MachineDied: the machine stopped running
         """
+        with self._lock:
+            return self._call(do, arguments)
+
+    def _call(self, do: str, arguments: dict[str, Any]) -> Any:
         if not self._ready:
             self._answer(0, "starting the agent")
             self._ready = True
@@ -100,11 +106,14 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
     On exit it ends, unless it is on a serial port: then it is there as long as the machine. What
     it made stays in the machine unless it was told to unmake it.
     """
+    if machine.agent:
+        yield machine.agent
+        return
     if machine.agent_port is None:
         with _on_a_pipe(machine) as agent:
             yield agent
         return
-    with _Port(machine.agent_port) as port:
+    with AgentPort(machine.agent_port) as port:
         if not machine.agent_started:
             program = machine.shared.path_there(_copy(machine))
             start = f'exec setsid --fork python3 "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
@@ -113,14 +122,14 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
         machine.agent_started = True
 
 
-class _Port:
-    """A connection to a machine's serial port."""
+class AgentPort:
+    """A connection to a machine's serial port; there is only one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._path = path
 
-    def __enter__(self) -> _Port:
+    def __enter__(self) -> AgentPort:
         try:
             self._socket.settimeout(_TIMEOUT)
             self._socket.connect(str(self._path))
@@ -130,6 +139,10 @@ class _Port:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; the agent stays."""
         self._socket.close()
 
     def fileno(self) -> int:

@@ -40,11 +40,11 @@ _LARGEST_SLICE = 256 << 20
 # for several packets. Every RoCEv2 packet is whole (their MTU is 4096 at most, and tshark calls cut
 # ones malformed); of TCP's super-frames of 64 KiB the beginning is enough: that is less to carry,
 # and libpcap makes as many slots of its ring as the largest packet allows. Immediate mode, because
-# otherwise a packet could wait in the ring for a second. exec keeps the process id, so that the
-# signal that ends the capture reaches tcpdump.
+# otherwise a packet could wait in the ring for a second. exec keeps the process id.
 _TCPDUMP = """
-exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w - \\
-    > >(exec python3 -c "$2" "$1")
+exec > >(exec python3 -c "$2" "$1")
+echo "$$ $!" >"/run/capture-$0.pids"
+exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w -
 """
 
 # A write to the shared directory costs as much time as 10 KiB of it, so there are few: ten a second
@@ -73,7 +73,6 @@ tcpdump=$1 pump=$2 pids= logs=; shift 2
 while [ $# -gt 0 ]; do
     log=/run/capture-$1.log
     setsid bash -c "$tcpdump" "$1" "$2" "$pump" </dev/null >"$log" 2>&1 &
-    echo $! >"/run/capture-$1.pid"
     pids="$pids $!" logs="$logs $log"
     shift 2
 done
@@ -86,18 +85,22 @@ done
 """
 
 _ADOPT = """
-for device in "$@"; do kill -0 "$(cat "/run/capture-$device.pid")" || exit; done
+for device in "$@"; do kill -0 $(cat "/run/capture-$device.pids") || exit; done
 """
 
-# Ends when the pumps have ended, too: each is in its tcpdump's session.
+# Ends when the pumps have ended, too: then all that was captured is there.
 _STOP = """
-for device in "$@"; do kill -TERM "$(cat "/run/capture-$device.pid")" 2>/dev/null; done
 for device in "$@"; do
+    read -r tcpdump pump <"/run/capture-$device.pids"
+    kill -TERM "$tcpdump" 2>/dev/null
+done
+for device in "$@"; do
+    read -r tcpdump pump <"/run/capture-$device.pids"
     tries=0
-    while pgrep --session "$(cat "/run/capture-$device.pid")" >/dev/null; do
+    while kill -0 "$tcpdump" 2>/dev/null || kill -0 "$pump" 2>/dev/null; do
         tries=$((tries + 1))
-        [ $tries -lt 100 ] || pkill -KILL --session "$(cat "/run/capture-$device.pid")"
-        sleep 0.1
+        [ $tries -lt 300 ] || kill -KILL "$tcpdump" "$pump"
+        sleep 0.05
     done
     echo "device $device"
     cat "/run/capture-$device.log"

@@ -22,6 +22,7 @@ from smbdirect_testbed.bench import report as bench_report
 from smbdirect_testbed.bench import rows as bench_rows
 from smbdirect_testbed.doctor import Status, diagnose
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
+from smbdirect_testbed.echo.cli import echo
 from smbdirect_testbed.envfile import list_environments, load_environment
 from smbdirect_testbed.environment import anything_kept
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
@@ -271,6 +272,9 @@ def clean(cache: bool, yes: bool) -> None:
     for item in waste:
         item.remove()
     click.echo(f"freed {total:.0f} MiB")
+
+
+cli.add_command(echo)
 
 
 def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:

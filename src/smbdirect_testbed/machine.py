@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from smbdirect_testbed.errors import MachineDied
 from smbdirect_testbed.process import CommandResult
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.agent_client import AgentClient
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Machine(ABC):
     """What is known of a clone: what the preparation of its template returned."""
     agent_port: Path | None = None
     """The Unix socket to the serial port for the agent, if the machine has one."""
+    agent: AgentClient | None = None
+    """The agent, if the machine holds the connection to it."""
     agent_started = False
     """Whether the agent listens on the port."""
 

@@ -296,7 +296,8 @@ def rdma_deregister(sock: socket.socket, registration: Registration) -> None:
     The end of the connection ends all registrations; that this happened is no error.
     """
     registration._open = False
-    for descriptor in registration.descriptors:
+    # A closed socket's connection is ended, too.
+    for descriptor in registration.descriptors if sock.fileno() >= 0 else ():
         try:
             _operate(sock, _RDMA_DEREGISTER, _REQUEST.pack(descriptor.token, 0))
         except OSError as e:

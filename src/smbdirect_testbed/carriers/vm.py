@@ -148,10 +148,11 @@ def _provide(
     if plan:
         try:
             return _provide_clone(record, what, state, progress, plan, how)
-        except ProvisionError as e:
-            progress.say(f"the machine cannot be a clone: {e.message}; booting it instead")
+        except (ProvisionError, OSError) as e:
+            why = e.message if isinstance(e, ProvisionError) else str(e)
+            progress.say(f"the machine cannot be a clone: {why}; booting it instead")
             destroy_vm(name, state.directory)
-            record = replace(record, clone_failure=e.message, uuid=uuid4())
+            record = replace(record, clone_failure=why, uuid=uuid4())
     with progress.phase("machine", f"starting machine {name} ({how})"):
         return _boot(record, what, state, progress)
 

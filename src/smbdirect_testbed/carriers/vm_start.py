@@ -14,7 +14,6 @@ from pathlib import Path
 from uuid import UUID
 
 from smbdirect_testbed import paths, process
-from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
@@ -95,26 +94,23 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
         machine.prepared = template.prepared
         machine.agent_started = True
         try:
-            thaw(machine, state)
-            machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
+            _thaw(machine, state)
         except ProvisionError as e:
             raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
+        machine.open_channel_soon(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine
 
 
-def thaw(machine: VmMachine, state: VmState) -> None:
+def _thaw(machine: VmMachine, state: VmState) -> None:
     """Make a copy of a template a machine of its own."""
     offered = state.shared / SHARED_FILES
-    with running_agent(machine) as agent:
-        agent.call(
-            "thaw",
-            time_now=time.time(),
-            entropy=secrets.token_hex(_ENTROPY),
-            mac=machine.record.mac,
-            keys={
-                name: (offered / name).read_text() for name in ("authorized_keys", "host_ed25519")
-            },
-        )
+    machine.hold_agent().call(
+        "thaw",
+        time_now=time.time(),
+        entropy=secrets.token_hex(_ENTROPY),
+        mac=machine.record.mac,
+        keys={name: (offered / name).read_text() for name in ("authorized_keys", "host_ed25519")},
+    )
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""Sockets of protocol 257 that come and go by the dozen leave nothing in the kernel's memory.
+
+With ``SMBDIRECT_TESTBED_SLOW=1`` there are as many as a night allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.spec import ServerKind
+
+_SLOW = bool(os.environ.get("SMBDIRECT_TESTBED_SLOW"))
+_CYCLES = 1000 if _SLOW else 60
+_KILLS = 200 if _SLOW else 10
+_MODULE_CYCLES = 100 if _SLOW else 8
+_PROGRAM = Path(__file__).with_name("programs") / "socket_churn.py"
+_MODULE = "smbdirect_socket"
+
+Churn = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def churn(client: Host, server: Host, scenario_log: Path) -> Churn:
+    """Runs the program; what it found, kept with the scenario's results."""
+    shared = server.machine.shared
+    program = shared.here / _PROGRAM.name
+    program.write_bytes(_PROGRAM.read_bytes())
+    address = str(server.end_towards(client).ipv4.ip)
+    hosts = ["--server", str(server.pid), "--client", str(client.pid), "--address", address]
+
+    def run(action: str, count: int, *options: str, timeout: float) -> dict[str, Any]:
+        seed = secrets.token_hex(4)
+        command = ["python3", "-I", str(shared.path_there(program)), action, *hosts]
+        arguments = ["--count", str(count), "--seed", seed, *options]
+        done = server.machine.run([*command, *arguments], timeout=timeout, check=False)
+        (scenario_log / "churn.log").write_text(f"{action}, seed {seed}\n{done.output}")
+        assert done.ok, done.output
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    return run
+
+
+def test_connections_come_and_go(churn: Churn) -> None:
+    """Ended in every way: memory is flat, and all sockets go away."""
+    result = churn("cycles", _CYCLES, timeout=120 + 3 * _CYCLES)
+    assert result["cycles"] == _CYCLES
+    assert result["leaks"] == []
+
+
+def test_kill_either_side(churn: Churn) -> None:
+    """At any moment: the other side notices, and the next connection works."""
+    result = churn("kills", _KILLS, timeout=120 + 5 * _KILLS)
+    assert sum(result["kills"].values()) == _KILLS
+    assert result["noticed_seconds"]
+
+
+@pytest.mark.needs(ServerKind.SMBD)
+def test_load_and_unload(churn: Churn, driver: LoadedDriver, smbd: SmbServer) -> None:
+    """With a connection each time: memory is flat."""
+    file = str(driver.directory / f"{_MODULE}.ko")
+    with smbd.stopped():
+        result = churn(
+            "modules", _MODULE_CYCLES, "--module", file, timeout=120 + 5 * _MODULE_CYCLES
+        )
+        driver.check()
+    assert result["cycles"] == _MODULE_CYCLES
+    assert result["leaks"] == []

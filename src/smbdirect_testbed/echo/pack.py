@@ -1,0 +1,32 @@
+"""Packs the suite into one file that any Python 3.11 runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipapp
+from pathlib import Path
+
+from smbdirect_testbed import __version__
+
+_MAIN = "import sys\nfrom smbdirect_testbed.echo.main import main\nsys.exit(main())\n"
+_NOT_PACKED = ("cli.py", "pack.py")
+
+
+def pack(file: Path) -> None:
+    """Write the suite's program to a file; it is executable.
+
+    :raises OSError: the file cannot be written
+    """
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "root"
+        package = root / "smbdirect_testbed"
+        shutil.copytree(
+            here, package / here.name, ignore=shutil.ignore_patterns("__pycache__", *_NOT_PACKED)
+        )
+        shutil.copy(here.parent / "socket.py", package)
+        # The package's own asks pip's records for the version, and there are none in the file.
+        (package / "__init__.py").write_text(f"__version__ = {__version__!r}\n")
+        (root / "__main__.py").write_text(_MAIN)
+        zipapp.create_archive(root, file, interpreter="/usr/bin/env python3", compressed=True)

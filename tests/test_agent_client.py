@@ -1,0 +1,122 @@
+"""Talking to the agent: answers to others, ends, several threads."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from smbdirect_testbed.agent_client import AgentClient, AgentPort, running_agent
+from smbdirect_testbed.errors import MachineDied, ProvisionError
+from smbdirect_testbed.machine import Machine, SharedDirectory
+from smbdirect_testbed.process import CommandResult
+
+Answer = Callable[[dict[str, object]], list[dict[str, object]]]
+
+
+class _Machine(Machine):
+    dead: str | None = None
+
+    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
+        raise NotImplementedError
+
+    def death(self) -> str | None:
+        return self.dead
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        input: str | bytes | None = None,
+        timeout: float = 60,
+        check: bool = True,
+    ) -> CommandResult:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> _Machine:
+    return _Machine("m", SharedDirectory(tmp_path, PurePosixPath("/t")), tmp_path / "console")
+
+
+@pytest.fixture
+def agent_of(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
+    """Starts an agent behind a Unix socket; it ends when it has no answer."""
+    path = tmp_path / "agent.sock"
+    server = socket.socket(socket.AF_UNIX)
+    threads = []
+
+    def start(answer: Answer) -> Path:
+        server.bind(str(path))
+        server.listen(1)
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, connection.makefile("rwb") as stream:
+                for line in stream:
+                    answers = answer(json.loads(line))
+                    if not answers:
+                        return
+                    for one in answers:
+                        stream.write(json.dumps(one).encode() + b"\n")
+                    stream.flush()
+
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        return path
+
+    yield start
+    server.close()
+    for thread in threads:
+        thread.join(timeout=10)
+
+
+def test_answers_to_others_are_skipped(
+    machine: _Machine, agent_of: Callable[[Answer], Path]
+) -> None:
+    machine.agent_port = agent_of(
+        lambda r: [{"id": 1, "ok": "stale"}, {"id": r["id"], "ok": r["with"]}]
+    )
+    machine.agent_started = True
+    with running_agent(machine) as agent:
+        assert agent.call("echo", a=1) == {"a": 1}
+        assert agent.call("echo", b="x" * 100_000) == {"b": "x" * 100_000}
+
+
+def test_several_threads(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
+    results: dict[int, object] = {}
+    with AgentPort(agent_of(lambda r: [{"id": r["id"], "ok": r["with"]}])) as port:
+        agent = AgentClient(machine, port, started=True)
+
+        def ask(number: int) -> None:
+            results[number] = agent.call("echo", number=number)
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == {n: {"number": n} for n in range(20)}
+
+
+def test_errors_and_ends(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
+    with AgentPort(
+        agent_of(lambda r: [{"id": r["id"], "error": "no"}] if r["do"] == "fail" else [])
+    ) as port:
+        agent = AgentClient(machine, port, started=True)
+        with pytest.raises(ProvisionError, match="machine m: no"):
+            agent.call("fail")
+        with pytest.raises(ProvisionError, match="end: the agent in machine m ended"):
+            agent.call("end")
+        machine.dead = "QEMU has ended"
+        with pytest.raises(MachineDied, match="QEMU has ended"):
+            agent.call("again")
+
+
+def test_a_port_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ProvisionError, match="cannot reach the agent"), AgentPort(tmp_path / "x"):
+        pass
