@@ -10,6 +10,7 @@ import pytest
 
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
+from smbdirect_testbed.spec import RdmaType
 
 pytestmark = pytest.mark.thorough
 
@@ -59,6 +60,9 @@ def test_forbidden_accesses(rdma: Program) -> None:
     results = _do(rdma, "forbidden")
     assert results.pop("untouched") is True
     assert len(results) == 6
+    if rdma.client.end_towards(rdma.server).rdma is RdmaType.SIW:
+        # siw 7.3 does not look at the right to read when it answers (siw_qp_tx.c).
+        del results["read what may be written"]
     for case, answer in results.items():
         assert answer["error"] in ("ECONNRESET", "end of stream", "EIO"), case
 

@@ -20,7 +20,7 @@ static bool sdsock_is_read(const struct sdsock_op *op)
 static void sdsock_free_op(struct sdsock *ss, struct sdsock_op *op)
 {
 	if (op->region)
-		sdsock_free_region(op->region);
+		sdsock_free_region(ss, op->region);
 	kvfree(op->data);
 	sdsock_uncharge(ss, op->length);
 	kfree(op);
@@ -177,7 +177,7 @@ void sdsock_rdma_work(struct work_struct *work)
 
 		/* sdsock_detach() sets closed and flushes us before sc goes away */
 		if (op->region) {
-			sdsock_free_region(op->region);
+			sdsock_free_region(ss, op->region);
 			op->region = NULL;
 			ret = 0;
 		} else {

@@ -179,9 +179,43 @@ struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token)
 	return NULL;
 }
 
-/* The device is done with the memory when this returns; waits for it if connected. */
-void sdsock_free_region(struct sdsock_region *region)
+static void sdsock_invalidated(struct ib_cq *cq, struct ib_wc *wc)
 {
+	struct sdsock_region *region = container_of(wc->wr_cqe, struct sdsock_region, cqe);
+
+	region->invalid = wc->status == IB_WC_SUCCESS;
+	complete(&region->done);
+}
+
+/*
+ * smbdirect's own invalidation takes the completion of a registration that it
+ * has not yet seen for its own: the memory would be let go too early, and the
+ * registration lost. Ours comes after that one.
+ */
+static void sdsock_invalidate(struct smbdirect_socket *sc, struct sdsock_region *region)
+{
+	struct ib_send_wr wr = {
+		.wr_cqe = &region->cqe,
+		.opcode = IB_WR_LOCAL_INV,
+		.send_flags = IB_SEND_SIGNALED,
+		.ex.invalidate_rkey = region->token,
+	};
+
+	region->cqe.done = sdsock_invalidated;
+	init_completion(&region->done);
+	if (!ib_post_send(sc->ib.qp, &wr, NULL))
+		wait_for_completion(&region->done);
+	if (region->invalid)
+		region->mr->need_invalidate = false;
+	else
+		smbdirect_socket_shutdown(sc);	/* then the registration is destroyed */
+}
+
+/* The device is done with the memory when this returns; waits for it if connected. */
+void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region)
+{
+	if (ss->sc && ss->sc->status == SMBDIRECT_SOCKET_CONNECTED)
+		sdsock_invalidate(ss->sc, region);
 	smbdirect_connection_deregister_mr_io(region->mr);
 	sdsock_unpin(region);
 }
@@ -194,7 +228,7 @@ void sdsock_free_regions(struct sdsock *ss)
 	mutex_lock(&ss->rdma.lock);
 	list_for_each_entry_safe(region, next, &ss->rdma.regions, list) {
 		list_del(&region->list);
-		sdsock_free_region(region);
+		sdsock_free_region(ss, region);
 	}
 	WRITE_ONCE(ss->rdma.num_regions, 0);
 	mutex_unlock(&ss->rdma.lock);

@@ -73,6 +73,9 @@ struct sdsock_region {
 	u32 num_pinned;
 	u32 token;
 	bool writable;		/* by the peer */
+	bool invalid;		/* so the device has said */
+	struct ib_cqe cqe;
+	struct completion done;
 };
 
 /* An RDMA operation, from sendmsg() until its result is fetched */
@@ -273,7 +276,7 @@ void sdsock_rdma_work(struct work_struct *work);
 int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
 			   struct smbdirect_descriptor_v1 *descriptor);
 struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
-void sdsock_free_region(struct sdsock_region *region);
+void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region);
 void sdsock_free_regions(struct sdsock *ss);
 
 /* poll.c */

@@ -181,6 +181,8 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
 		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
 	sdsock_disconnect(sc);
+	/* tell the peer before sdsock_stop() breaks off: iWARP would see an abort */
+	flush_work(&sc->disconnect_work);
 	remove_wait_queue(&sc->status_wait, &ss->status_watch);
 	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
