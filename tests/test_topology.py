@@ -96,6 +96,7 @@ def test_a_mount_by_one_command_is_there_for_the_next(call: Call, tmp_path: Path
 def test_what_was_made_is_not_made_again(call: Call) -> None:
     hosts = {"namespaces": ["a", "b"], "machine_stack": []}
     link = {"ends": [_end("a", 1), _end("b", 2)], "mtu": 1500, "neighbours": False}
+    link |= {"delay": 0, "loss": 0}
     first = call("make_hosts", **hosts)
     assert call("make_link", **link) == call("make_link", **link) == {"ok": None}
     assert call("make_hosts", **hosts) == first

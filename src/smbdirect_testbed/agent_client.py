@@ -116,7 +116,9 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
     with AgentPort(machine.agent_port) as port:
         if not machine.agent_started:
             program = machine.shared.path_there(_copy(machine))
-            start = f'exec setsid --fork python3 -P "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
+            start = (
+                f'exec setsid --fork python3 -P "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
+            )
             machine.run(["sh", "-c", start, str(program)])
         yield AgentClient(machine, port, started=machine.agent_started)
         machine.agent_started = True

@@ -79,6 +79,12 @@ _driver_option = click.option(
 @_driver_option
 @_cold_option
 @click.option("--thorough", is_flag=True, help="Also run the scenarios marked as thorough.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 64),
+    default=0,
+    help="Share the scenarios among so many environments at once; 0: as many as are useful.",
+)
 def run(
     what: tuple[str, ...],
     expression: str | None,
@@ -86,6 +92,7 @@ def run(
     driver: Path | None,
     cold: bool,
     thorough: bool,
+    jobs: int,
 ) -> int:
     """Provide an environment and run scenarios in it.
 
@@ -100,7 +107,11 @@ def run(
     name, scenarios = _environment_and_scenarios(what)
     spec = with_driver(with_start(load_environment(name), cold=cold), driver)
     housekeeping.remove_orphans(progress)
-    return run_scenarios(spec, scenarios, expression, progress, keep=keep, thorough=thorough)
+    if keep and jobs > 1:
+        raise UsageError("--keep keeps one environment", hint="leave out --jobs")
+    return run_scenarios(
+        spec, scenarios, expression, progress, keep=keep, thorough=thorough, jobs=jobs
+    )
 
 
 @cli.command()

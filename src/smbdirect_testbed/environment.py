@@ -171,6 +171,19 @@ class StartedMachines:
     machines: Mapping[str, Machine]
 
 
+def provide_parts(
+    spec: EnvironmentSpec, progress: Progress
+) -> tuple[Image, UmlKernel | None, BuiltDriver]:
+    """What machines are started from, made first as far as it is not in the cache.
+
+    :raises UsageError: the spec asks for something that is not there
+    :raises ProvisionError: a step failed
+    """
+    image = provide_image(spec.image, progress)
+    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
+    return image, kernel, provide_driver(spec.driver, image, progress, kernel)
+
+
 @contextmanager
 def started_machines(
     spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
@@ -181,9 +194,7 @@ def started_machines(
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
-    image = provide_image(spec.image, progress)
-    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
-    built = provide_driver(spec.driver, image, progress, kernel)
+    image, kernel, built = provide_parts(spec, progress)
     with ExitStack() as stack:
         with wires_between_machines(spec) as wires:
             machines = {

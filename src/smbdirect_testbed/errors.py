@@ -75,3 +75,7 @@ class CommandFailed(ProvisionError):
         self.status = status
         self.output = output
         self.log = log
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Exceptions are copied between processes by what they were made from."""
+        return type(self), (self.argv, self.status, self.output), self.__dict__

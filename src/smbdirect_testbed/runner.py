@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from smbdirect_testbed import paths, uml_kernel
 from smbdirect_testbed.driver import sources
-from smbdirect_testbed.environment import Environment, provide
+from smbdirect_testbed.environment import Environment, provide, provide_parts
+from smbdirect_testbed.errors import TestbedError
 from smbdirect_testbed.image import find_image
 from smbdirect_testbed.instance import new_instance
+from smbdirect_testbed.parallel import run_in_parts, useful_jobs
 from smbdirect_testbed.plugin import RunPlugin
+from smbdirect_testbed.plugin.share import Share
 from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.results import RunResults, new_run_id
 from smbdirect_testbed.spec import DriverOrigin, DriverSpec, EnvironmentSpec
 
 
@@ -66,6 +69,7 @@ def run_scenarios(
     *,
     keep: bool,
     thorough: bool = False,
+    jobs: int = 0,
     plugins: Sequence[object] = (),
 ) -> int:
     """Run scenarios in an environment and write the results; return the exit status.
@@ -73,19 +77,38 @@ def run_scenarios(
     :param scenarios: pytest paths; empty for all
     :param expression: pytest's ``-k``
     :param thorough: also run the scenarios that are marked so, which a choice does anyway
+    :param jobs: in so many environments at once; 0 for as many as are useful
     :param plugins: more pytest plugins, for those who run scenarios from Python
     :raises UsageError: a path or the expression is wrong, or matches nothing
     """
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}-{secrets.token_hex(2)}"
-    plugin = RunPlugin(
-        lambda: _provided(run_id, spec, progress, keep=keep),
-        paths.results() / run_id,
-        progress,
-        environment=spec.name,
-        keep=keep,
-        thorough=thorough or bool(scenarios) or bool(expression),
-    )
-    return plugin.main(scenarios, expression, plugins)
+    run_id = new_run_id(spec.name)
+    directory = paths.results() / run_id
+    chosen = bool(scenarios) or bool(expression)
+
+    def plugin(share: Share | None, below: Path) -> RunPlugin:
+        name = f"{run_id}-{share.number + 1}" if share else run_id
+        return RunPlugin(
+            lambda: _provided(name, spec, progress, keep=keep),
+            below,
+            progress,
+            environment=spec.name,
+            keep=keep,
+            thorough=thorough or chosen,
+            share=share,
+        )
+
+    def part(share: Share, below: Path) -> RunResults:
+        made = plugin(share, below)
+        made.main(scenarios, expression, plugins)
+        return made.results
+
+    jobs = jobs or (1 if keep or chosen else useful_jobs(spec))
+    if jobs > 1:
+        # Once for all; what fails here fails again in each, which then tells it.
+        with contextlib.suppress(TestbedError):
+            provide_parts(spec, progress)
+        return run_in_parts(part, jobs, directory, progress).verdict.exit_status
+    return plugin(None, directory).main(scenarios, expression, plugins)
 
 
 @contextmanager

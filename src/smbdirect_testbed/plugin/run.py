@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from smbdirect_testbed import paths, report, results
+from smbdirect_testbed import paths, results
 from smbdirect_testbed.capture import TransportNotProven
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.kernel_log import find_splats
 from smbdirect_testbed.plugin import features, terminal
 from smbdirect_testbed.plugin.fixtures import Fixtures
+from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
+from smbdirect_testbed.plugin.share import Share
 from smbdirect_testbed.plugin.torture import expectations_of
 from smbdirect_testbed.plugin.watch import Watch, describe, describe_death, log_name
 from smbdirect_testbed.progress import Progress
@@ -57,6 +59,7 @@ class RunPlugin:
     :param environment: the environment's name
     :param keep: whether the environment stays up, for the closing lines
     :param thorough: also run the scenarios that are marked so
+    :param share: run a part of the scenarios, and leave publishing the results to the caller
     """
 
     def __init__(
@@ -68,9 +71,11 @@ class RunPlugin:
         environment: str = "",
         keep: bool = False,
         thorough: bool = True,
+        share: Share | None = None,
     ) -> None:
         self._provide = provide
         self._thorough = thorough
+        self._share = share
         self._progress = progress
         self._keep = keep
         self._stack = ExitStack()
@@ -166,7 +171,7 @@ class RunPlugin:
             *scenarios,
             *_PYTEST_OPTIONS,
             f"--rootdir={root}",
-            f"--junitxml={self.results.directory / 'junit.xml'}",
+            f"--junitxml={self.results.directory / JUNIT}",
             *(["-k", expression] if expression else []),
         ]
 
@@ -211,6 +216,8 @@ class RunPlugin:
             self.notes.append(
                 f"{len(left_out)} thorough scenarios were left out; run --thorough runs them, too"
             )
+        if self._share:
+            items[:] = self._share.pick(items)
         for path in {
             expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
         }:
@@ -407,10 +414,8 @@ class RunPlugin:
             found.verdict, found.reason = Verdict.FAILED, f"error of the testbed: {self._bug}"
         else:
             found.verdict, found.reason = results.judge(found.scenarios)
-        results.write_run_json(found)
-        report.write_report(found)
-        results.point_latest(found.directory)
-        terminal.summary(found, keep=self._keep)
+        if not self._share:
+            publish(found, keep=self._keep)
 
     def _why_not_run(self) -> str:
         if self._not_provided:

@@ -1,0 +1,77 @@
+"""The end of a run: its results written, and told to the user."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from smbdirect_testbed import report, results
+from smbdirect_testbed.plugin import terminal
+from smbdirect_testbed.plugin.share import remember_seconds
+from smbdirect_testbed.results import RunResults, Verdict
+
+JUNIT = "junit.xml"
+
+_GRAVEST = (Verdict.INTERRUPTED, Verdict.NOT_PROVIDED)
+
+
+def publish(found: RunResults, *, keep: bool) -> None:
+    """Write ``run.json`` and ``report.html``, lead ``latest`` to them, and print the summary.
+
+    :param keep: whether the environment stays up, for the closing lines
+    """
+    results.write_run_json(found)
+    report.write_report(found)
+    results.point_latest(found.directory)
+    if found.verdict is Verdict.PASSED:
+        remember_seconds(found.scenarios)
+    terminal.summary(found, keep=keep)
+
+
+def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunResults:
+    """The results of a run that had parts, whose directories are below its own.
+
+    :param seconds: from the typed command to the end
+    """
+    scenarios = []
+    for part in parts:
+        below = part.directory.relative_to(directory)
+        for scenario in part.scenarios:
+            moved = f"{below}/{scenario.directory}" if scenario.directory else ""
+            scenarios.append(dataclasses.replace(scenario, directory=moved))
+    scenarios.sort(key=lambda s: s.file)
+    graves = [p for verdict in _GRAVEST for p in parts if p.verdict is verdict]
+    verdict, reason = results.judge(scenarios)
+    if graves:
+        verdict, reason = graves[0].verdict, graves[0].reason
+    elif crashed := [p for p in parts if p.reason.startswith("error of the testbed")]:
+        verdict, reason = Verdict.FAILED, crashed[0].reason
+    timings: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.timings.items():
+            soonest = name == "first_scenario_s" and name in timings
+            timings[name] = (min if soonest else max)(value, timings.get(name, value))
+    _merge_junit(directory, parts)
+    return RunResults(
+        directory,
+        command=parts[0].command,
+        started=min(p.started for p in parts),
+        seconds=seconds,
+        facts={**parts[0].facts, "environments_at_once": str(len(parts))},
+        scenarios=scenarios,
+        timings=timings,
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _merge_junit(directory: Path, parts: Sequence[RunResults]) -> None:
+    suites = ET.Element("testsuites")
+    for part in parts:
+        file = part.directory / JUNIT
+        if file.exists():
+            suites.extend(ET.parse(file).getroot().findall("testsuite"))
+    ET.ElementTree(suites).write(directory / JUNIT, encoding="utf-8", xml_declaration=True)
