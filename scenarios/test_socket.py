@@ -32,9 +32,10 @@ class EchoServers:
     def __init__(self, client: Host, server: Host) -> None:
         self.end = server.end_towards(client)
         self._client = client
-        shared = server.machine.shared
-        program = shared.here / "frame_echo.py"
-        shutil.copy(Path(__file__).with_name("programs") / program.name, program)
+        # Client and server may be on two machines, which call the directory the same.
+        for shared in (client.machine.shared, server.machine.shared):
+            program = shared.here / "frame_echo.py"
+            shutil.copy(Path(__file__).with_name("programs") / program.name, program)
         self._program = ["python3", "-I", str(shared.path_there(program))]
 
     def do(self, action: str, port: int, *options: object, address: str = "") -> dict[str, Any]:

@@ -43,10 +43,11 @@ def test_random_operations(
     before = _references(environment)
     seed = _SEED or secrets.token_hex(4)
     (scenario_log / "seed.log").write_text(f"SMBDIRECT_TESTBED_FUZZ_SEED={seed}\n")
-    shared = server.machine.shared
-    program = shared.here / _PROGRAM.name
-    program.write_bytes(_PROGRAM.read_bytes())
-    program.chmod(0o644)
+    # Client and server may be on two machines, which call the directory the same.
+    for shared in (client.machine.shared, server.machine.shared):
+        program = shared.here / _PROGRAM.name
+        program.write_bytes(_PROGRAM.read_bytes())
+        program.chmod(0o644)
 
     def command(own: Host, peer: Host) -> list[str]:
         mine, theirs = own.end_towards(peer), peer.end_towards(own)

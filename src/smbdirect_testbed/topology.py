@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from smbdirect_testbed.agent_client import AgentClient
 from smbdirect_testbed.host import Host, HostEnd
 from smbdirect_testbed.machine import Machine
-from smbdirect_testbed.spec import EnvironmentSpec, LinkSpec, Stack
+from smbdirect_testbed.spec import EnvironmentSpec, LinkSpec, RdmaType, Stack
 
-_GIDS_PER_END = 3
-"""GID table entries of an interface with one IPv4, one IPv6 and one link-local address."""
+_GIDS = {RdmaType.RXE: 3, RdmaType.SIW: 1}
+"""GID table entries of an interface with one IPv4, one IPv6 and one link-local address; iWARP has
+one for the interface."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _make_rdma_links(hosts: Iterable[Host], place: Place) -> None:
                 "device": end.device,
                 "kind": end.rdma.value,
                 "name": end.rdma_device,
-                "gids": _GIDS_PER_END,
+                "gids": _GIDS[end.rdma],
             }
             for host in hosts
             for end in host.ends

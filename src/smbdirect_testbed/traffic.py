@@ -77,10 +77,14 @@ def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
         return Kind.OTHER
     source = int.from_bytes(frame[at : at + 2])
     destination = int.from_bytes(frame[at + 2 : at + 4])
-    if protocol == _TCP and _IWARP_PORT in (source, destination) and len(frame) > at + 12:
+    if protocol == _TCP and len(frame) > at + 12:
         ends = zip(addresses, (frame[at : at + 2], frame[at + 2 : at + 4]), strict=True)
-        data = at + 4 * (frame[at + 12] >> 4)
-        return _on_iwarp_port(frozenset(a + p for a, p in ends), frame[data:end], iwarp)
+        data = frame[at + 4 * (frame[at + 12] >> 4) : end]
+        if _is_iwarp(frozenset(a + p for a, p in ends), data, iwarp):
+            return Kind.IWARP if data else Kind.OTHER
+        if _IWARP_PORT in (source, destination) and not data:
+            # What a TCP connection consists of besides its data does not say what it is for.
+            return Kind.OTHER
     if protocol == _TCP:
         return _BY_PORT.get(destination) or _BY_PORT.get(source) or Kind.TCP_OTHER
     if protocol == _UDP and destination == _ROCE_PORT and len(frame) > at + 8:
@@ -88,13 +92,10 @@ def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
     return Kind.OTHER
 
 
-def _on_iwarp_port(connection: frozenset[bytes], data: bytes, iwarp: IwarpConnections) -> Kind:
+def _is_iwarp(connection: frozenset[bytes], data: bytes, iwarp: IwarpConnections) -> bool:
     if data.startswith(_MPA_KEYS):
         iwarp.add(connection)
-    if not data:
-        # What a TCP connection consists of besides its data does not say what it is for.
-        return Kind.OTHER
-    return Kind.IWARP if connection in iwarp else Kind.TCP_5445
+    return connection in iwarp
 
 
 def _roce(opcode: int) -> Kind:
