@@ -1,0 +1,47 @@
+"""Wires between machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+
+from smbdirect_testbed.carriers.wires import wires_between_machines
+from smbdirect_testbed.envfile import load_environment
+
+
+def test_links_within_a_machine_need_none() -> None:
+    with wires_between_machines(load_environment("uml-rxe")) as wires:
+        assert wires == {"machine": ()}
+
+
+def test_both_ends_are_one_wire_for_whole_frames() -> None:
+    spec = load_environment("uml-siw")
+    with wires_between_machines(spec) as wires:
+        assert [len(wires[name]) for name in ("client", "server", "kserver")] == [2, 1, 1]
+        to_server, to_kserver = wires["client"]
+        (server,), (kserver,) = wires["server"], wires["kserver"]
+        assert len({w.mac for w in (to_server, to_kserver, server, kserver)}) == 4
+        assert to_server.mtu == spec.links[0].mtu
+        os.write(to_server.descriptor, b"x" * 9000)
+        os.write(to_server.descriptor, b"y")
+        assert os.read(server.descriptor, 20000) == b"x" * 9000
+        assert os.read(server.descriptor, 20000) == b"y"
+        descriptors = [w.descriptor for ends in wires.values() for w in ends]
+    for descriptor in descriptors:
+        try:
+            socket.socket(fileno=os.dup(descriptor)).close()
+        except OSError:
+            continue
+        raise AssertionError("a wire outlived its context")
+
+
+def test_the_part_of_a_spec_on_one_machine() -> None:
+    spec = load_environment("uml-siw")
+    assert spec.machines == ("client", "server", "kserver")
+    assert all(spec.crosses(link) for link in spec.links)
+    part = spec.part_on("server")
+    assert [h.name for h in part.hosts] == ["server"]
+    assert part.links == ()
+    assert [s.host for s in part.servers] == ["server"]
+    assert dataclasses.replace(part, hosts=spec.hosts).machines == spec.machines
