@@ -24,7 +24,7 @@ from smbdirect_testbed.doctor import Status, diagnose
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.echo.cli import echo
 from smbdirect_testbed.envfile import list_environments, load_environment
-from smbdirect_testbed.environment import anything_kept
+from smbdirect_testbed.environment import anything_kept, provide_parts
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.instance import Instance, find_instance, instances
@@ -155,6 +155,18 @@ def up(env: str, driver: Path | None, cold: bool) -> None:
     hosts = bring_up(spec, progress)
     progress.say(f"{spec.name} is up: smbdirect-testbed shell {'|'.join(hosts)}")
     progress.say("end it with: smbdirect-testbed down")
+
+
+@cli.command()
+@click.argument("env")
+@_driver_option
+def prepare(env: str, driver: Path | None) -> None:
+    """Build what ENV needs (image, kernel, driver), so that a run does not have to."""
+    progress = Progress()
+    spec = with_driver(load_environment(env), driver)
+    housekeeping.remove_orphans(progress)
+    provide_parts(spec, progress)
+    progress.say(f"{spec.name} is prepared")
 
 
 _instance_option = click.option(

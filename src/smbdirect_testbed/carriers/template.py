@@ -34,6 +34,17 @@ _KIND = "templates"
 _KEPT = 6
 """Templates that stay in the cache, the last used ones: each takes some 300 MiB."""
 
+_PROGRAM = (
+    "agent*.py",
+    "capture.py",
+    "carriers/*.py",
+    "host.py",
+    "loaded_driver.py",
+    "prepared.py",
+    "smb/*.py",
+    "ssh.py",
+    "topology.py",
+)
 _MANIFEST = "template.json"
 _CHECKED = "checked.json"
 _FILES = ("ram", "state", "scratch.img", "console.log")
@@ -118,7 +129,7 @@ def key(
     parts = [
         *(_VERSION, image.digest, accelerator, repr(replace(spec, ssh_port=0)), *options),
         *(str(_identity(f)) for f in files),
-        *(f"{p.name}{p.read_text()}" for p in sorted(_program().rglob("*.py"))),
+        *(f"{p.name}{p.read_text()}" for p in _program()),
         *plan.parts,
     ]
     if accelerator is Accelerator.KVM:
@@ -258,8 +269,10 @@ def _lock(entry: Path, progress: Progress) -> Any:
     return cache.lock(f"{_KIND}-{entry.name}", progress, f"{_KIND}/{entry.name}")
 
 
-def _program() -> Path:
-    return Path(__file__).parents[1]
+def _program() -> list[Path]:
+    """Those files of this package that decide what is in a template."""
+    package = Path(__file__).parents[1]
+    return sorted(file for pattern in _PROGRAM for file in package.glob(pattern))
 
 
 def _hypervisor() -> list[Path]:
