@@ -82,12 +82,16 @@ def render(results: RunResults) -> str:
                 sorted(results.scenarios, key=lambda s: s.file), key=lambda s: s.file
             )
         ],
-        "run_files": [p for p in _RUN_FILES if (results.directory / p).exists()],
+        "run_files": [
+            *(p for p in _RUN_FILES if (results.directory / p).exists()),
+            *sorted(p.name for g in _RUN_PARTS for p in results.directory.glob(g)),
+        ],
     }
     return template.render(shown)
 
 
 _RUN_FILES = ("junit.xml", "run.json", "kernel.log", "smbd", "ksmbd", "scenarios", "tcpdump")
+_RUN_PARTS = ("part-*", "kernel-*.log")
 
 
 def _failure(directory: Path, result: ScenarioResult) -> Failure:
