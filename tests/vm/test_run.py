@@ -64,7 +64,7 @@ def test_captures_hold_whole_packets(whole_run: Outcome) -> None:
         subprocess.run(["tcpdump", "-r", str(capture), "-c", "3"], check=True, capture_output=True)
 
 
-TRANSPORTS = "test_transport_selection or test_rdma_link or test_socket"
+TRANSPORTS = "test_transport_selection or test_rdma_link or test_socket.py"
 
 
 def test_without_the_socket_module_just_smbdirect_fails(sabotaged: Sabotaged) -> None:

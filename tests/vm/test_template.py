@@ -138,7 +138,8 @@ def test_memory_of_a_clone(clones: list[VmMachine]) -> None:
         facts = dict(line.split(":") for line in rollup.splitlines()[1:])
         own = int(facts["Private_Dirty"].split()[0]) / 1024
         print(f"memory of its own: {own:.0f} MiB")
-        assert own < 150
+        # What nobody wrote to is the template's; how much that is, is for the benchmark to say.
+        assert own < _SMALL.memory / 2
 
 
 def test_a_template_removed_under_running_clones(clones: list[VmMachine]) -> None:
