@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -20,6 +20,7 @@ from smbdirect_testbed.bench.measure import Figure, read_record, run, started
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, provide_toolchain
 from smbdirect_testbed.envfile import load_environment
 from smbdirect_testbed.environment import Environment, provide, started_machines
+from smbdirect_testbed.errors import MachineDied
 from smbdirect_testbed.image import provide_image
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine import Machine
@@ -143,7 +144,7 @@ def many_hosts(settings: Settings) -> Iterator[Figure]:
     for carrier in settings.carriers:
         points: list[tuple[float, float]] = []
         base = load_environment(_ENVIRONMENTS[carrier])
-        cold = replace(base, machine=replace(base.machine, cold=True))
+        cold = replace(base, machine=replace(base.machine, cold=True, memory=6144))
         with (
             _bare_machine(_ENVIRONMENTS[carrier], settings, cold) as machine,
             running_agent(machine) as agent,
@@ -249,7 +250,8 @@ def _bare_machine(
 
 
 def _crash(machine: Machine) -> None:
-    machine.run(["sh", "-c", "echo c >/proc/sysrq-trigger"], check=False)
+    with suppress(MachineDied):
+        machine.run(["sh", "-c", "echo c >/proc/sysrq-trigger"], check=False)
 
 
 @contextmanager
