@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from smbdirect_testbed import process
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.errors import MachineDied, ProvisionError
 from smbdirect_testbed.kernel_log import SplatKind, find_splats
 from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.wait import wait_until
 
 _READY = "testbed: ready"
 _FATAL = {SplatKind.PANIC, SplatKind.OOPS, SplatKind.BUG}
 _SCRATCH_SIZE = "4G"
+_ATTEMPTS = 2
+
+M = TypeVar("M")
 
 
 class BootFailed(MachineDied):
@@ -47,6 +53,32 @@ def wait_until_ready(machine: Machine, *, timeout: float) -> None:
         raise
     except ProvisionError as e:
         raise _boot_failed(machine, f"it was not ready after {timeout:g} s") from e
+
+
+def boot_twice(
+    attempt: Callable[[tuple[str, ...]], M],
+    clean_up: Callable[[], object],
+    console: Path,
+    progress: Progress,
+) -> M:
+    """Boot a machine, and once more when it does not come up; tell why.
+
+    :param attempt: boots it, given why earlier attempts failed
+    :param clean_up: removes what a failed attempt left
+    :param console: kept under another name when the attempt that wrote it failed
+    :raises BootFailed: it did not come up, twice
+    """
+    failures: tuple[str, ...] = ()
+    while True:
+        try:
+            return attempt(failures)
+        except BootFailed as e:
+            failures = (*failures, e.message)
+            clean_up()
+            if len(failures) == _ATTEMPTS:
+                raise
+            kept = console.replace(console.with_suffix(f".{len(failures)}.log"))
+            progress.say(f"{e.message}; starting it again (its console is in {kept})")
 
 
 def claim_port(wanted: int) -> int:

@@ -12,14 +12,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID, uuid4
 
 from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers.boot import (
-    BootFailed,
+    boot_twice,
     claim_port,
     make_scratch_disk,
     wait_until_ready,
@@ -45,7 +45,6 @@ from smbdirect_testbed.uml_kernel import UmlKernel
 
 _SHARED_THERE = PurePosixPath("/testbed")
 _BOOT_TIMEOUT = 60.0
-_BOOT_ATTEMPTS = 2
 _PORT_ATTEMPTS = 5
 _MIB = 1 << 20
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
@@ -204,24 +203,14 @@ class _Plan:
 
 
 def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
-    record = UmlRecord(name, uuid4())
-    with (
-        progress.phase(
-            "machine", f"starting machine {name} (User Mode Linux {plan.kernel.release})"
-        ),
-        disk_full_reported(state.directory),
-    ):
-        while True:
-            try:
-                return _boot(record, plan, state)
-            except BootFailed as e:
-                failures = (*record.boot_failures, e.message)
-                record = replace(record, boot_failures=failures, uuid=uuid4())
-                destroy_uml(state.directory)
-                if len(failures) == _BOOT_ATTEMPTS:
-                    raise
-                kept = state.console.replace(state.console.with_suffix(f".{len(failures)}.log"))
-                progress.say(f"{e.message}; starting it again (its console is in {kept})")
+    text = f"starting machine {name} (User Mode Linux {plan.kernel.release})"
+    with progress.phase("machine", text), disk_full_reported(state.directory):
+        return boot_twice(
+            lambda failures: _boot(UmlRecord(name, uuid4(), failures), plan, state),
+            lambda: destroy_uml(state.directory),
+            state.console,
+            progress,
+        )
 
 
 def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:

@@ -8,36 +8,29 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from uuid import uuid4
 
-from smbdirect_testbed import process
 from smbdirect_testbed.agent_client import AgentClient, AgentPort
-from smbdirect_testbed.carriers.console import ConsoleReader
 from smbdirect_testbed.carriers.qemu_process import QemuProcess
+from smbdirect_testbed.carriers.ssh_machine import SshMachine
 from smbdirect_testbed.carriers.vm_state import VmRecord, VmState
-from smbdirect_testbed.carriers.watched_run import run_watched
-from smbdirect_testbed.errors import CommandFailed, MachineDied, ProvisionError
-from smbdirect_testbed.machine import Machine, SharedDirectory
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.machine import SharedDirectory
 from smbdirect_testbed.process import CommandResult
-from smbdirect_testbed.ssh import FAILED, SshChannel
+from smbdirect_testbed.ssh import SshChannel
 
 _SHARED_THERE = PurePosixPath("/testbed")
-_PANIC = re.compile(r"Kernel panic - .*")
 _COMPLAINT = re.compile(r"^\S+Z qemu-[^ :]+: (.*)", re.MULTILINE)
 
 
-class BootFailed(MachineDied):
-    """A machine did not come up."""
-
-
-class VmMachine(Machine):
+class VmMachine(SshMachine):
     """A virtual machine.
 
     :param record: its accelerator and versions, for the results
     """
 
     def __init__(self, state: VmState, record: VmRecord, qemu: QemuProcess | None) -> None:
-        super().__init__(record.name, SharedDirectory(state.shared, _SHARED_THERE), state.console)
+        shared = SharedDirectory(state.shared, _SHARED_THERE)
+        super().__init__(record.name, shared, state.console, SshChannel(state.ssh))
         self.record = record
         self.accelerator = record.accelerator.value
         self.provenance = {
@@ -50,11 +43,8 @@ class VmMachine(Machine):
             "failed_clone": record.clone_failure,
         }
         self.agent_port = state.agent
-        self.channel = SshChannel(state.ssh)
         self._qemu = qemu
         self._qemu_logs = state.libvirt / "log" / "qemu"
-        self._reader = ConsoleReader(state.console)
-        self._death: str | None = None
         self._port: AgentPort | None = None
         self._opening: threading.Thread | None = None
 
@@ -92,19 +82,11 @@ class VmMachine(Machine):
             self._qemu.close()
             self._qemu = None
 
-    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
-        return self.channel.argv(command, tty=tty)
+    def _ended(self, *, timeout: float = 0) -> bool:
+        return self._qemu is None or self._qemu.ended(timeout=timeout)
 
-    def death(self) -> str | None:
-        if self._death is None:
-            # In this order: at its end QEMU has written all of the console.
-            ended = self._qemu is None or self._qemu.ended()
-            panics = filter(None, map(_PANIC.search, self._reader.new_lines()))
-            if panic := next(panics, None):
-                self._death = panic.group()
-            elif ended:
-                self._death = _last_words(self._qemu_logs) or "QEMU has ended"
-        return self._death
+    def _last_words(self) -> str:
+        return _complaint(self._qemu_logs) or "QEMU has ended"
 
     def run(
         self,
@@ -121,24 +103,10 @@ class VmMachine(Machine):
             )
             result = CommandResult(tuple(command), status, out, err)
             return result.check() if check else result
-        tag = uuid4().hex
-        argv = self.channel.argv(command, tag=tag)
-        try:
-            result = run_watched(argv, input=input, timeout=timeout, watch=self.raise_if_dead)
-        except CommandFailed as e:
-            with suppress(CommandFailed):
-                process.run(self.channel.kill_argv(tag), timeout=10)
-            raise CommandFailed(command, e.status, e.output) from None
-        if result.status == FAILED and self._qemu:
-            # The connection breaks a moment before its process is gone.
-            self._qemu.ended(timeout=1)
-        if not result.ok:
-            self.raise_if_dead()
-        result = CommandResult(tuple(command), result.status, result.stdout, result.stderr)
-        return result.check() if check else result
+        return super().run(command, input=input, timeout=timeout, check=check)
 
 
-def _last_words(logs: Path) -> str | None:
+def _complaint(logs: Path) -> str | None:
     """What QEMU itself complained about last."""
     text = "".join(log.read_text(errors="replace") for log in logs.glob("*.log"))
     complaints = _COMPLAINT.findall(text)

@@ -14,12 +14,13 @@ from smbdirect_testbed import cache, kvm
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers import template as templates
+from smbdirect_testbed.carriers.boot import BootFailed, boot_twice
 from smbdirect_testbed.carriers.domain_xml import Accelerator, RamFile
 from smbdirect_testbed.carriers.libvirt_embed import save_domain
 from smbdirect_testbed.carriers.qemu_process import Identity, end_processes, open_process
 from smbdirect_testbed.carriers.sparse import copy_sparse
 from smbdirect_testbed.carriers.template import TemplatePlan
-from smbdirect_testbed.carriers.virtual_machine import BootFailed, VmMachine
+from smbdirect_testbed.carriers.virtual_machine import VmMachine
 from smbdirect_testbed.carriers.vm_start import (
     BOOT_TIMEOUT,
     KERNEL_OPTIONS,
@@ -44,7 +45,6 @@ __all__ = [
     "vm_machine",
 ]
 
-_BOOT_ATTEMPTS = 2
 _TEMPLATE = "template"
 """The directory, below a machine's own, of the machine that its template is made from."""
 _GIB = 1.0
@@ -223,15 +223,12 @@ def _make_template(
 def _boot(
     record: VmRecord, what: Plan, state: VmState, progress: Progress, ram: RamFile | None = None
 ) -> VmMachine:
+    def attempt(failures: tuple[str, ...]) -> VmMachine:
+        failures = (*record.boot_failures, *failures)
+        again = replace(record, boot_failures=failures, uuid=uuid4())
+        return boot(again, what, state, ram=ram)
+
     with disk_full_reported(state.directory):
-        while True:
-            try:
-                return boot(record, what, state, ram=ram)
-            except BootFailed as e:
-                failures = (*record.boot_failures, e.message)
-                record = replace(record, boot_failures=failures, uuid=uuid4())
-                destroy_vm(record.name, state.directory)
-                if len(failures) == _BOOT_ATTEMPTS:
-                    raise
-                kept = state.console.replace(state.console.with_suffix(f".{len(failures)}.log"))
-                progress.say(f"{e.message}; starting it again (its console is in {kept})")
+        return boot_twice(
+            attempt, lambda: destroy_vm(record.name, state.directory), state.console, progress
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,33 +12,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
-from smbdirect_testbed import paths, process
-from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
+from smbdirect_testbed import paths
+from smbdirect_testbed.carriers.boot import claim_port, make_scratch_disk, wait_until_ready
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
 from smbdirect_testbed.carriers.qemu_process import Identity, open_process
 from smbdirect_testbed.carriers.sparse import copy_sparse
 from smbdirect_testbed.carriers.template import Template
-from smbdirect_testbed.carriers.virtual_machine import BootFailed, VmMachine
+from smbdirect_testbed.carriers.virtual_machine import VmMachine
 from smbdirect_testbed.carriers.vm_state import Start, VmRecord, VmState
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
-from smbdirect_testbed.kernel_log import SplatKind, find_splats
 from smbdirect_testbed.spec import MachineSpec
 from smbdirect_testbed.ssh import SHARED_FILES, make_keys
-from smbdirect_testbed.wait import wait_until
 
-_READY = "testbed: ready"
 KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
 """Of every machine, before those of its spec."""
-_SCRATCH_SIZE = "4G"
 BOOT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
 """Seconds from the start of QEMU to the first command."""
 _PORT_TAKEN = "Could not set up host forwarding rule"
 _PORT_ATTEMPTS = 5
 _ENTROPY = 64
-
-_FATAL = {SplatKind.PANIC, SplatKind.OOPS, SplatKind.BUG}
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,10 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
     state.make()
     state.console.write_bytes(b"")
     make_keys(state.ssh, state.shared)
-    _make_scratch_disk(state.scratch)
+    make_scratch_disk(state.scratch)
     record = _start(record, plan, state, ram, None)
     with _watched(record, state) as machine:
-        _wait_until_ready(machine)
+        wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
         machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine
 
@@ -134,7 +127,7 @@ def _start(
     """
     record = replace(record, mac=_mac(record.uuid))
     for _ in range(_PORT_ATTEMPTS):
-        record = replace(record, ssh_port=_claim_port(plan.spec.ssh_port))
+        record = replace(record, ssh_port=claim_port(plan.spec.ssh_port))
         state.write_record(record)
         domain = Domain(
             name=record.name,
@@ -180,25 +173,6 @@ def _mac(uuid: UUID) -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in uuid.bytes[-3:])
 
 
-def _claim_port(wanted: int) -> int:
-    """The port ``wanted``, or a free one for 0.
-
-    :raises ProvisionError: it is in use
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError as e:
-            raise ProvisionError(
-                f"port {wanted} on 127.0.0.1, which the machine's ssh should get,"
-                f" cannot be used: {e.strerror}",
-                hint="set ssh_port to another port, or to 0 for any that is free",
-            ) from e
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _share_mode(directory: Path) -> ShareMode:
     """How the machine's root can be root in a directory."""
     if os.geteuid() == 0:
@@ -210,50 +184,3 @@ def _share_mode(directory: Path) -> ShareMode:
         # Then all files are this user's for the machine too, and cannot be given away.
         return ShareMode.SQUASH
     return ShareMode.MAPPED
-
-
-def _make_scratch_disk(image: Path) -> None:
-    """Make a disk with an empty ext4 on it; it takes up space as it is written to."""
-    image.unlink(missing_ok=True)
-    # root_owner: otherwise the top directory belongs to the user who runs this.
-    options = "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1"
-    process.run(
-        ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", options, image, _SCRATCH_SIZE],
-        env={"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
-        timeout=60,
-    )
-
-
-def _wait_until_ready(machine: VmMachine) -> None:
-    """Wait until the machine's console says so.
-
-    :raises BootFailed: it died, its kernel failed, or it took too long
-    """
-    reader = ConsoleReader(machine.console)
-    seen: list[str] = []
-    timeout = BOOT_TIMEOUT[machine.record.accelerator]
-
-    def ready() -> bool:
-        failure = machine.death()
-        seen.extend(reader.new_lines())
-        if any(_READY in line for line in seen):
-            return True
-        fatal = (s.title for s in find_splats("\n".join(seen)) if s.kind in _FATAL)
-        if failure := failure or next(fatal, None):
-            raise _boot_failed(machine, failure)
-        return False
-
-    try:
-        wait_until(ready, "the machine to be ready", timeout=timeout)
-    except BootFailed:
-        raise
-    except ProvisionError as e:
-        raise _boot_failed(machine, f"it was not ready after {timeout:g} s") from e
-
-
-def _boot_failed(machine: VmMachine, reason: str) -> BootFailed:
-    return BootFailed(
-        f"machine {machine.name} did not boot: {reason}",
-        hint=f"its console is in {machine.console}",
-        detail=last_lines(machine.console),
-    )
