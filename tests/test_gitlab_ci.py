@@ -26,8 +26,11 @@ def test_keys_are_those_of_a_job(job: dict[str, Any]) -> None:
     assert all(isinstance(line, str) for line in job["script"])
 
 
+@pytest.mark.parametrize("environment", ["", "siw"])
 @pytest.mark.parametrize("driver", ["", "/a tree/linux"])
-def test_script_sets_up_and_runs(job: dict[str, Any], tmp_path: Path, driver: str) -> None:
+def test_script_sets_up_and_runs(
+    job: dict[str, Any], tmp_path: Path, driver: str, environment: str
+) -> None:
     """The script, with a stand-in for the two programs it starts."""
     for name in (".ci/setup", ".venv/bin/smbdirect-testbed"):
         program = tmp_path / name
@@ -41,6 +44,7 @@ def test_script_sets_up_and_runs(job: dict[str, Any], tmp_path: Path, driver: st
             **job["variables"],
             "CI_PROJECT_DIR": str(tmp_path),
             "SMBDIRECT_TESTBED_DRIVER": driver,
+            "SMBDIRECT_TESTBED_ENVIRONMENT": environment,
             "SMBDIRECT_TESTBED_ARGUMENTS": "-k nbt",
         },
         cwd=tmp_path,
@@ -48,5 +52,7 @@ def test_script_sets_up_and_runs(job: dict[str, Any], tmp_path: Path, driver: st
         text=True,
         check=True,
     )
+    assert job["variables"]["SMBDIRECT_TESTBED_ENVIRONMENT"] == ""
+    what = f"[{environment}]" if environment else ""
     option = f"[--driver][{driver}]" if driver else ""
-    assert done.stdout == (f"[.ci/setup][.venv/bin/smbdirect-testbed][run][rxe]{option}[-k][nbt]")
+    assert done.stdout == f"[.ci/setup][.venv/bin/smbdirect-testbed][run]{what}{option}[-k][nbt]"

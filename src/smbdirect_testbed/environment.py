@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smbdirect_testbed.agent_client import running_agent
+from smbdirect_testbed.ahead import made_ahead
 from smbdirect_testbed.carriers.machines import machine_directory, started_machine
 from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
@@ -179,7 +180,8 @@ def provide_parts(
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
-    image = provide_image(spec.image, progress)
+    with made_ahead(spec, progress):
+        image = provide_image(spec.image, progress)
     kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
     return image, kernel, provide_driver(spec.driver, image, progress, kernel)
 

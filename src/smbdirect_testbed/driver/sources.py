@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 from smbdirect_testbed import cache, process
-from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, provide_toolchain, source_package
+from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, KernelPackages, provide_toolchain
 from smbdirect_testbed.errors import CommandFailed, ProvisionError, UsageError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.progress import Progress
@@ -92,7 +92,8 @@ def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
 
 
 def _distribution(image: Image, progress: Progress) -> DriverSource:
-    package, version = source_package(image), image.kernel_version
+    kernel = KernelPackages.of(image)
+    package, version = kernel.source, kernel.version
 
     def write(directory: Path) -> None:
         toolchain = provide_toolchain(image, progress)

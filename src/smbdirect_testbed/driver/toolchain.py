@@ -26,18 +26,61 @@ _UNPACKED = PurePosixPath("/usr/src/testbed")
 
 
 @dataclass(frozen=True)
+class KernelPackages:
+    """A kernel of the distribution's.
+
+    :param release: as ``uname -r`` says it
+    :param version: of its Debian packages
+    """
+
+    release: str
+    version: str
+
+    @property
+    def headers(self) -> str:
+        """The Debian package with its headers."""
+        return f"linux-headers-{self.release}"
+
+    @property
+    def source(self) -> str:
+        """The Debian package with its source: ``linux-source-7.3``.
+
+        :raises ProvisionError: the release is of no kind that Debian has
+        """
+        version = re.match(r"\d+\.\d+", self.release)
+        if not version:
+            raise ProvisionError(f"kernel {self.release} is none of Debian's")
+        return f"linux-source-{version[0]}"
+
+    @staticmethod
+    def of(image: Image) -> KernelPackages:
+        """The kernel of an image."""
+        return KernelPackages(image.kernel_release, image.kernel_version)
+
+
+@dataclass(frozen=True)
 class Toolchain:
     """A build root for one kernel.
 
-    :param headers: the kernel's headers in it
-    :param source: the parts of the kernel's source in it, as in a kernel tree
+    :param kernel: the distribution's, whose headers and source are in it
+    :param tree: a tree in it to build modules against; None for the kernel's headers
     :param architecture: as kbuild calls it, when it is not this computer's
     """
 
+    kernel: KernelPackages
     build_root: BuildRoot
-    headers: PurePosixPath
-    source: PurePosixPath
+    tree: PurePosixPath | None = None
     architecture: str | None = None
+
+    @property
+    def headers(self) -> PurePosixPath:
+        """What modules are built against, in the build root."""
+        return self.tree or PurePosixPath("/usr/src") / self.kernel.headers
+
+    @property
+    def source(self) -> PurePosixPath:
+        """The parts of the kernel's source in the build root, as in a kernel tree."""
+        return _UNPACKED
 
     @property
     def work_name(self) -> str:
@@ -45,47 +88,68 @@ class Toolchain:
         return f"driver-{self.headers.name}"
 
 
-def source_package(image: Image) -> str:
-    """The Debian package with the source of an image's kernel: ``linux-source-7.3``."""
-    version = re.match(r"\d+\.\d+", image.kernel_release)
-    if not version:
-        raise ProvisionError(f"image {image.name} has a kernel of unknown kind")
-    return f"linux-source-{version[0]}"
-
-
 def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
-    """The build root for an image's kernel, made first if it is not in the cache.
+    """The toolchain for an image's kernel, made first if it is not in the cache.
 
     :raises ProvisionError: the archive no longer has this kernel's headers or source, or making
         it failed
     """
-    headers, source = f"linux-headers-{image.kernel_release}", source_package(image)
-    version = image.kernel_version
-    compiler = ("bc", "bison", "flex", "gcc", "kmod", "libc6-dev", "make", "xz-utils")
-    packages = (*compiler, f"{headers}={version}", f"{source}={version}")
-    suites = read_recipe(image.name).suites
+    kernel = KernelPackages.of(image)
+    newest = provide_newest_toolchain(image.name, progress)
+    if newest.kernel == kernel:
+        return newest
+    # The image is of another day than the build root.
+    exact = (f"{kernel.headers}={kernel.version}", f"{kernel.source}={kernel.version}")
     try:
-        root = provide_build_root("driver", suites, packages, _hooks(headers, source), progress)
+        return Toolchain(kernel, _provide_root(image.name, exact, progress))
     except PackageMissing as e:
         raise ProvisionError(
-            f"the archive no longer has {e.package} {version}, which image {image.name} needs",
+            f"the archive no longer has {e.package} {kernel.version}, "
+            f"which image {image.name} needs",
             hint="smbdirect-testbed clean, then run again: that makes the image anew",
         ) from e
-    return Toolchain(root, PurePosixPath("/usr/src") / headers, _UNPACKED / source)
 
 
-def _hooks(headers: str, source: str) -> tuple[str, ...]:
-    """Unpack the few needed parts of the source, and complete the headers.
+def provide_newest_toolchain(image: str, progress: Progress) -> Toolchain:
+    """The toolchain for the kernel that an image gets which is made on the same day.
 
-    The headers package lacks ``asn1_compiler``, which cifs and ksmbd need.
+    So it can be made beside the image, which alone would say for sure what kernel it has.
+
+    :param image: the name of its recipe
+    :raises ProvisionError: making it failed
     """
-    parts = " ".join(f"{source}/{part}" for part in (*SOURCE_PARTS, *_HELPER_PARTS))
-    unpack = (
+    headers = read_recipe(image).kernel.package.replace("linux-image", "linux-headers")
+    root = _provide_root(image, (headers, "linux-source"), progress)
+    found = [
+        KernelPackages(name.removeprefix("linux-headers-"), version)
+        for name, version in root.packages.items()
+        if re.match(r"linux-headers-\d", name) and not name.endswith("-common")
+    ]
+    if len(found) != 1:
+        raise ProvisionError(f"{headers} brings the headers of {len(found)} kernels, not of one")
+    return Toolchain(found[0], root)
+
+
+def _provide_root(image: str, kernel: tuple[str, ...], progress: Progress) -> BuildRoot:
+    compiler = ("bc", "bison", "flex", "gcc", "kmod", "libc6-dev", "make", "xz-utils")
+    suites = read_recipe(image).suites
+    return provide_build_root("driver", suites, (*compiler, *kernel), _HOOKS, progress)
+
+
+def _hook(command: str) -> str:
+    return f"chroot \"$1\" sh -ec '{command}'"
+
+
+_PARTS = " ".join(f'"*/{part}"' for part in (*SOURCE_PARTS, *_HELPER_PARTS))
+_TAR = "tar -x --strip-components=1 --wildcards --no-wildcards-match-slash"
+# The headers package lacks asn1_compiler, which cifs and ksmbd need.
+_HOOKS = (
+    _hook(
         f"mkdir -p {_UNPACKED} && cd {_UNPACKED} && "
-        f"xz -T0 -dc /usr/src/{source}.tar.xz | tar -x {parts}"
-    )
-    compile_ = (
-        f"cd {_UNPACKED}/{source} && gcc -O2 -Iinclude"
-        f" -o /usr/src/{headers}/scripts/asn1_compiler scripts/asn1_compiler.c"
-    )
-    return tuple(f"chroot \"$1\" sh -ec '{command}'" for command in (unpack, compile_))
+        f"xz -T0 -dc /usr/src/linux-source-*.tar.xz | {_TAR} {_PARTS}"
+    ),
+    _hook(
+        f"cd {_UNPACKED} && for scripts in /usr/lib/linux-kbuild-*/scripts; do "
+        "gcc -O2 -Iinclude -o $scripts/asn1_compiler scripts/asn1_compiler.c; done"
+    ),
+)
