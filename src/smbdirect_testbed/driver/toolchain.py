@@ -17,6 +17,9 @@ SMB, SIW = "fs/smb", "drivers/infiniband/sw/siw"
 SOURCE_PARTS = (SMB, SIW, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
 """The parts of a kernel tree that the driver is built from."""
 
+QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
+"""For the compiler: no debugging information, and memory instead of collecting garbage in it."""
+
 _HELPER_PARTS = (
     "scripts/asn1_compiler.c",
     "include/linux/asn1.h",
