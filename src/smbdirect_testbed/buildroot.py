@@ -39,10 +39,12 @@ class BuildRoot(ABC):
     """A system to build in. What is in it stays there from one command to the next.
 
     :param packages: version by name, of all packages installed in it
+    :param directory: where it is on this computer
     """
 
-    def __init__(self, packages: Mapping[str, str]) -> None:
+    def __init__(self, packages: Mapping[str, str], directory: Path) -> None:
         self.packages = packages
+        self.directory = directory
 
     @abstractmethod
     def run(
@@ -118,7 +120,7 @@ class _DirectoryBuildRoot(BuildRoot):
         self._directory = directory
         self._root = directory / "root"
         lines = (self._root / "packages").read_text().splitlines()
-        super().__init__(dict(line.split(" ", 1) for line in lines))
+        super().__init__(dict(line.split(" ", 1) for line in lines), self._root)
 
     def run(
         self,

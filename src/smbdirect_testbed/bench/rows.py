@@ -17,6 +17,7 @@ import psutil
 from smbdirect_testbed import instance
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.bench.measure import Figure, read_record, run, started
+from smbdirect_testbed.bench.virtme import with_virtme
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, provide_toolchain
 from smbdirect_testbed.envfile import load_environment
 from smbdirect_testbed.environment import Environment, provide, started_machines
@@ -221,6 +222,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "hosts": many_hosts,
     "memory": at_once,
     "all": all_scenarios,
+    "virtme": lambda settings: with_virtme(settings.times, settings.progress),
 }
 """What can be asked for by name."""
 
