@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from smbdirect_testbed import paths, results
-from smbdirect_testbed.capture import TransportNotProven
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.kernel_log import find_splats
 from smbdirect_testbed.plugin import features, terminal
+from smbdirect_testbed.plugin.arguments import pytest_arguments
+from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
@@ -32,20 +33,6 @@ from smbdirect_testbed.results import Outcome, RunResults, ScenarioResult, Verdi
 
 _PROVIDE = "environment::provide"
 _TEARDOWN = "environment::teardown"
-
-# The configuration of the project whose checkout we are in is that of its own tests.
-_PYTEST_OPTIONS = (
-    "--config-file=/dev/null",
-    "--import-mode=importlib",
-    "--strict-markers",
-    "-p",
-    "no:cacheprovider",
-    "--tb=short",
-    "--override-ini=junit_family=xunit1",
-    "--override-ini=junit_suite_name=smbdirect-testbed",
-    "--override-ini=junit_logging=all",
-    "--override-ini=junit_log_passing_tests=false",
-)
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment import Environment
@@ -141,7 +128,8 @@ class RunPlugin:
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),
         ):
-            pytest.main(self._arguments(chosen, expression), plugins=[self, *plugins])
+            arguments = pytest_arguments(chosen, expression, self.results.directory / JUNIT)
+            pytest.main(arguments, plugins=[self, *plugins])
         if self._collection_errors:
             self._leave_nothing()
             raise UsageError(
@@ -160,20 +148,6 @@ class RunPlugin:
     def exit_status(self) -> ExitStatus:
         """The exit status of the command line, after the run."""
         return self.results.verdict.exit_status
-
-    def _arguments(self, scenarios: Sequence[str], expression: str | None) -> list[str]:
-        files = [Path(s.partition("::")[0]).resolve() for s in scenarios]
-        root = paths.PROJECT
-        if not all(f.is_relative_to(root) for f in files):
-            root = Path(os.path.commonpath(files))
-            root = root if root.is_dir() else root.parent
-        return [
-            *scenarios,
-            *_PYTEST_OPTIONS,
-            f"--rootdir={root}",
-            f"--junitxml={self.results.directory / JUNIT}",
-            *(["-k", expression] if expression else []),
-        ]
 
     def _leave_nothing(self) -> None:
         shutil.rmtree(self.results.directory, ignore_errors=True)
@@ -277,7 +251,7 @@ class RunPlugin:
                 splats = self._watch.border("provided", self.scenario_directory(_PROVIDE))
         except TestbedError as e:
             self._not_provided = e
-            self._report(_PROVIDE, "setup", _text(e))
+            self._report(_PROVIDE, "setup", text_of(e))
             self._close()
             return False
         if splats:
@@ -310,7 +284,7 @@ class RunPlugin:
             if late := [s for s in late if s.fails]:
                 self._report(_TEARDOWN, "call", describe(late))
         except (TestbedError, OSError) as e:
-            self._report(_TEARDOWN, "call", _text(e))
+            self._report(_TEARDOWN, "call", text_of(e))
 
     def _close(self) -> None:
         stack, self._stack = self._stack, ExitStack()
@@ -364,7 +338,7 @@ class RunPlugin:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.excinfo and report.failed:
-            _explain(report, item, call.excinfo)
+            explain(report, item, call.excinfo)
         if self._touched:
             self._look(item, report)
         elif self._death and report.failed:
@@ -385,13 +359,13 @@ class RunPlugin:
             return
         death = self.watch.death()
         if death and not self._death:
-            _fail(report, describe_death(death, splats))
+            fail(report, describe_death(death, splats))
             self._death = f"the machine died in {item.nodeid}: {death}"
         elif death and report.when == "teardown":
             # Its death is the failure already; that nothing can be torn down follows from it.
             report.outcome, report.longrepr = "passed", None
         elif splats:
-            _fail(report, describe(splats))
+            fail(report, describe(splats))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self._recorder.add(report)
@@ -429,28 +403,3 @@ def _facts(environment: Environment) -> dict[str, str]:
     packages = sorted(f"{name} {version}\n" for name, version in environment.image.packages.items())
     digest = hashlib.sha256("".join(packages).encode()).hexdigest()
     return {**environment.facts(), "packages_digest": digest}
-
-
-def _text(error: Exception) -> str:
-    if not isinstance(error, TestbedError):
-        return str(error)
-    return "\n".join(part for part in (error.message, error.hint, error.detail) if part)
-
-
-def _explain(
-    report: pytest.TestReport, item: pytest.Item, info: pytest.ExceptionInfo[BaseException]
-) -> None:
-    """Say in plain words what does not need a traceback of the testbed."""
-    if not isinstance(info.value, TestbedError | TransportNotProven):
-        return
-    text = _text(info.value)
-    here = [entry for entry in info.traceback if Path(entry.path) == item.path]
-    if here:
-        text += f"\n\n{item.nodeid.partition('::')[0]}:{here[-1].lineno + 1}"
-    report.longrepr = text
-
-
-def _fail(report: pytest.TestReport, message: str) -> None:
-    """Make a report one of a failure; what it said before stays below."""
-    before = f"\n\n{report.longreprtext}" if report.failed else ""
-    report.outcome, report.longrepr = "failed", f"{message}{before}"
