@@ -45,17 +45,13 @@ _UNUSED = (
 
 # The driver is built out of tree, from whatever source is under test, so the kernel comes without
 # it. A static program runs on any computer; the network driver forbids that for the sake of
-# transports that look up names, which are not used here. InfiniBand needs DMA, which a machine
-# without PCI emulates as well. With 100 ticks a second an RCU grace
+# transports that look up names, which are not used here. With 100 ticks a second an RCU grace
 # period takes so long that destroying some connections, with slab caches of their own, holds up
 # new ones for seconds.
 _CHANGES = r"""
 sed -i '/CONFIG_SMBFS/d' fs/Makefile
 sed -i '/CONFIG_RDMA_SIW/d' drivers/infiniband/sw/Makefile
 sed -i '/^config UML_NET_VECTOR/,/^config /{/select MAY_HAVE_RUNTIME_DEPS/d}' arch/um/drivers/Kconfig
-sed -i '/^config UML_DMA_EMULATION$/,/^config /s/^\tbool$/\tdef_bool y/' arch/um/Kconfig
-sed -i '/^config UML_IOMEM_EMULATION$/,/^config /s/^\tbool$/\tdef_bool y/' arch/um/Kconfig
-sed -i '/^config RDMA_RXE$/,/^config /s/INET && PCI && /INET \&\& /' drivers/infiniband/sw/rxe/Kconfig
 sed -i '/^config HZ$/,/^config /s/default 100$/default 1000/' arch/um/Kconfig
 """  # noqa: E501
 
