@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,21 +15,29 @@ from smbdirect_testbed.capture import Wire
 from smbdirect_testbed.echo.connection import DEFAULT_PORTS
 from smbdirect_testbed.echo.pack import pack
 from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.host import Host
-from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.plugin.parts import report_part
+from smbdirect_testbed.smbtorture import Outcome as Said
+from smbdirect_testbed.smbtorture import TortureTest
+from smbdirect_testbed.spec import RdmaType, Transport
 from smbdirect_testbed.wait import wait_until
+
+_EXPECTATIONS = Expectations.load(Path(__file__).with_name("echo") / "knownfail.toml")
 
 
 @dataclass(frozen=True)
 class Suite:
     """The suite's file in a machine, and its server's addresses.
 
+    :param rdma: the type of the RDMA link between client and server
     :param log: what the server says
     """
 
     client: Host
     program: PurePosixPath
     addresses: dict[str, str]
+    rdma: RdmaType | None
     log: Path
 
     def command(self, action: str, *options: object) -> list[str]:
@@ -68,7 +75,7 @@ def suite(client: Host, server: Host, tmp_path_factory: pytest.TempPathFactory) 
     end = server.end_towards(client)
     addresses = {"ipv4": str(end.ipv4.ip), "ipv6": str(end.ipv6.ip)}
     log = tmp_path_factory.mktemp("suite") / "server.log"
-    made = Suite(client, shared.path_there(file), addresses, log)
+    made = Suite(client, shared.path_there(file), addresses, end.rdma, log)
     listen = [f"--listen={address}" for address in addresses.values()]
     with _listening(server, made.command("serve", *listen), log):
         yield made
@@ -98,8 +105,10 @@ def test_suite(
     Once connected, IPv6 makes no difference to RDMA; so there the echoes alone.
     """
     *checks, verdict = suite.run(transport, suite.addresses[address], only)
-    for check in checks:
-        _report(request.node, request.node.callspec.id, check)
+    variant = request.node.callspec.id
+    for test in map(_test, checks):
+        judged = _EXPECTATIONS.judge("echo", transport, test, rdma=suite.rdma)
+        report_part(request.node, f"echo[{variant}]", f"{test.name}[{variant}]", judged)
     assert sum(verdict["counts"].values()) == len(checks)
     assert verdict["counts"]["passed"] > 0
     if transport is Transport.SMBDIRECT:
@@ -130,23 +139,7 @@ def test_nobody_listens(suite: Suite) -> None:
     assert f"port {port} over smbdirect: Connection refused" in done.stderr
 
 
-def _report(item: pytest.Item, variant: str, check: dict[str, Any]) -> None:
-    """Put a check through pytest's reporting, as if it had been collected."""
-    file = item.nodeid.partition("::")[0]
-    name = f"{check['check']}[{variant}]"
-    id, location = f"{file}::{name}", (file, None, name)
-    item.ihook.pytest_runtest_logstart(nodeid=id, location=location)
-    for when in ("setup", "call", "teardown"):
-        report = pytest.TestReport(
-            id, location, {}, "passed", None, when, start=time.time(), stop=time.time()
-        )
-        report.suite = f"echo[{variant}]"  # type: ignore[attr-defined]
-        if when == "call":
-            report.duration = check["seconds"]
-            report.outcome = check["outcome"]
-            if check["outcome"] == "failed":
-                report.longrepr = check["message"]
-            elif check["outcome"] == "skipped":
-                report.longrepr = (file, 0, f"Skipped: {check['message']}")
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=id, location=location)
+def _test(check: dict[str, Any]) -> TortureTest:
+    """A check as expectations know a test."""
+    said = {"passed": Said.SUCCESS, "failed": Said.FAILURE, "skipped": Said.SKIP}
+    return TortureTest(check["check"], said[check["outcome"]], check["seconds"], check["message"])

@@ -22,7 +22,14 @@ from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.server import TESTER
 from smbdirect_testbed.smb.transports import SambaTransports
-from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, HostSpec, Role, ServerKind
+from smbdirect_testbed.spec import (
+    CarrierKind,
+    EnvironmentSpec,
+    HostSpec,
+    RdmaType,
+    Role,
+    ServerKind,
+)
 
 WARNING = """\
 ------------[ cut here ]------------
@@ -96,6 +103,7 @@ class Run:
         self.provide: Callable[[], Any] = self.provided
         self.torn_down = False
         self.smbd = False
+        self.rdma: RdmaType | None = RdmaType.RXE
         self.output = b""
         self.status = 0
         self.commands: list[list[str]] = []
@@ -128,14 +136,17 @@ class Run:
             unc=lambda client: "//10.7.0.1/share",
             account=TESTER,
             samba=SambaTransports(PurePosixPath("/testbed/driver/smbdirect-run")),
+            host=None,
         )
+        end = SimpleNamespace(rdma=self.rdma)
+        client = SimpleNamespace(run=self.client_runs, end_towards=lambda peer: end)
         try:
             yield SimpleNamespace(
                 spec=spec,
                 machine=machine,
                 hosts={},
                 servers={ServerKind.SMBD: smbd} if self.smbd else {},
-                host=lambda role: SimpleNamespace(run=self.client_runs),
+                host=lambda role: client,
                 machines={"machine": machine},
                 kernel_logs={"machine": KernelLog(machine)},
                 death=machine.death,
@@ -569,6 +580,27 @@ def test_each_test_of_smbtorture_is_a_result(
     assert "PASS test_it.py::test_suite[smb2.rw]" in err
     assert ": 3 passed, 1 knownfail" in err
     assert "note: smb2.rw: no test is named gone" in out
+
+
+def test_expectations_of_one_type_of_rdma_link(torture_run: Run) -> None:
+    (torture_run.scenarios / "smbtorture" / "knownfail.toml").write_text(
+        KNOWNFAIL + 'rdma = ["siw"]\n'
+    )
+    torture_run.rdma = RdmaType.SIW
+    assert torture_run.main() is ExitStatus.PASSED
+    assert torture_run.scenario("::invalid[smbdirect]")["outcome"] == "knownfail"
+    assert torture_run.json()["notes"] == ["smb2.rw: no test is named gone"]
+
+
+@pytest.mark.parametrize("rdma", [RdmaType.RXE, None])
+def test_expectations_of_another_type_of_rdma_link(torture_run: Run, rdma: RdmaType | None) -> None:
+    (torture_run.scenarios / "smbtorture" / "knownfail.toml").write_text(
+        KNOWNFAIL + 'rdma = ["siw"]\n'
+    )
+    torture_run.rdma = rdma
+    assert torture_run.main() is ExitStatus.FAILED
+    assert torture_run.scenario("::invalid[smbdirect]")["outcome"] == "failed"
+    assert torture_run.json()["notes"] == []
 
 
 def test_some_tests_of_a_suite(torture_run: Run) -> None:

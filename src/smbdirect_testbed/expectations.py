@@ -1,4 +1,4 @@
-"""What is expected of smbtorture's tests.
+"""What is expected of smbtorture's tests, and of the echo suite's.
 
 The levels are Samba's: a *knownfail* test must fail (that it passes is an error, so that the list
 cannot rot), a *flapping* test may do either. The entries come from a data file with one
@@ -22,7 +22,7 @@ from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.results import Outcome
 from smbdirect_testbed.smbtorture import Outcome as Said
 from smbdirect_testbed.smbtorture import TortureTest
-from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.spec import RdmaType, Transport
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -38,10 +38,11 @@ class Level(StrEnum):
 class Expectation:
     """One entry.
 
-    :param suite: smbtorture's name of the suite: ``smb2.create``
+    :param suite: smbtorture's name of the suite: ``smb2.create``; or ``echo``
     :param tests: names of its tests, or patterns as the shell has them for file names
     :param reason: why it is expected
     :param transports: those it holds for; empty for all
+    :param rdma: types of the RDMA link it holds for; empty for all, and for no link
     """
 
     suite: _Text
@@ -49,10 +50,15 @@ class Expectation:
     level: Level
     reason: _Text
     transports: tuple[Transport, ...] = ()
+    rdma: tuple[RdmaType, ...] = ()
 
-    def concerns(self, suite: str, transport: Transport) -> bool:
-        """Whether this is about a suite over a transport."""
-        return suite == self.suite and (not self.transports or transport in self.transports)
+    def concerns(self, suite: str, transport: Transport, rdma: RdmaType | None) -> bool:
+        """Whether this is about a suite over a transport, on an RDMA link of a type."""
+        return (
+            suite == self.suite
+            and (not self.transports or transport in self.transports)
+            and (not self.rdma or rdma in self.rdma)
+        )
 
 
 _ENTRIES = TypeAdapter(dict[str, list[Expectation]])
@@ -105,13 +111,18 @@ class Expectations:
             raise UsageError(f"{path}: {where}: {error['msg']}") from e
         return cls(path, tuple(entries))
 
-    def judge(self, suite: str, transport: Transport, test: TortureTest) -> Judgement:
-        """Compare a test with what is expected of it."""
+    def judge(
+        self, suite: str, transport: Transport, test: TortureTest, *, rdma: RdmaType | None = None
+    ) -> Judgement:
+        """Compare a test with what is expected of it.
+
+        :param rdma: the type of the RDMA link between client and server
+        """
         entry = next(
             (
                 e
                 for e in self.entries
-                if e.concerns(suite, transport)
+                if e.concerns(suite, transport, rdma)
                 and any(fnmatchcase(test.name, pattern) for pattern in e.tests)
             ),
             None,
@@ -136,13 +147,18 @@ class Expectations:
         return Outcome.FAILED, test.detail or f"smbtorture says {test.outcome} and nothing else"
 
     def unmatched(
-        self, suite: str, transport: Transport, tests: Sequence[TortureTest]
+        self,
+        suite: str,
+        transport: Transport,
+        tests: Sequence[TortureTest],
+        *,
+        rdma: RdmaType | None = None,
     ) -> list[str]:
         """The patterns about a suite that match none of the tests of a full run of it."""
         return [
             f"{suite}: no test is named {pattern}"
             for entry in self.entries
-            if entry.concerns(suite, transport)
+            if entry.concerns(suite, transport, rdma)
             for pattern in entry.tests
             if not any(fnmatchcase(test.name, pattern) for test in tests)
         ]

@@ -238,14 +238,20 @@ def dead_token(context: Context) -> None:
 
 
 @CHECKS.add(rdma=True)
-def token_used_the_wrong_way(context: Context) -> None:
-    """Memory open for reading cannot be written, and the other way round"""
+def memory_to_read_is_written(context: Context) -> None:
+    """Memory open for reading only cannot be written"""
     with context.fresh() as client:
         client.set_up(_LBUF, 100, 1)
         with _room(client, 100, remote_write=False) as (buffer, whole):
             with _dead():
                 client.read(_LBUF, 0, 100, whole)
             untouched(buffer, "memory that is open for reading only")
+    context.still_serves()
+
+
+@CHECKS.add(rdma=True)
+def memory_to_write_is_read(context: Context) -> None:
+    """Memory open for writing only cannot be read"""
     with context.fresh() as client:
         client.set_up(_LBUF, 100, 1)
         with _room(client, 100, remote_write=True) as (_, whole), _dead():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smbdirect_testbed.errors import CommandFailed
-from smbdirect_testbed.expectations import Expectations, Judgement
-from smbdirect_testbed.results import Outcome
+from smbdirect_testbed.expectations import Expectations
+from smbdirect_testbed.plugin.parts import report_part
 from smbdirect_testbed.smbtorture import parse
 from smbdirect_testbed.spec import Transport
 
@@ -80,14 +79,17 @@ class Torture:
         output = parse(stdout.encode())
         if tests:  # smbtorture announces whole suites only
             output = dataclasses.replace(output, announced=len(tests))
+        rdma = self._client.end_towards(self._server.host).rdma
         for test in output.tests:
-            self._report(suite, transport, self.expectations.judge(suite, transport, test))
+            judged = self.expectations.judge(suite, transport, test, rdma=rdma)
+            name = f"{suite}::{judged.name}[{transport}]"
+            report_part(self._item, f"{suite}[{transport}]", name, judged)
         if status is None:
             raise TortureFailed(f"smbtorture {suite} did not end in {timeout:g} s")
         if problems := output.problems(status):
             last = "\n".join(stderr.rstrip().splitlines()[-20:])
             raise TortureFailed(f"smbtorture {suite}: {'; '.join(problems)}\n{last}".rstrip())
-        for note in self.expectations.unmatched(suite, transport, output.tests):
+        for note in self.expectations.unmatched(suite, transport, output.tests, rdma=rdma):
             if not tests and note not in self._notes:
                 self._notes.append(note)
 
@@ -104,33 +106,3 @@ class Torture:
                 *suites,
             ]
         )
-
-    def _report(self, suite: str, transport: Transport, judged: Judgement) -> None:
-        """Put a test through pytest's reporting, as if it had been collected."""
-        file = self._item.nodeid.partition("::")[0]
-        name = f"{suite}::{judged.name}[{transport}]"
-        id, location = f"{file}::{name}", (file, None, name)
-        hook = self._item.ihook
-        hook.pytest_runtest_logstart(nodeid=id, location=location)
-        for when in ("setup", "call", "teardown"):
-            report = pytest.TestReport(
-                id, location, {}, "passed", None, when, start=time.time(), stop=time.time()
-            )
-            report.suite = f"{suite}[{transport}]"  # type: ignore[attr-defined]
-            if when == "call":
-                _say(report, judged)
-            hook.pytest_runtest_logreport(report=report)
-        hook.pytest_runtest_logfinish(nodeid=id, location=location)
-
-
-def _say(report: pytest.TestReport, judged: Judgement) -> None:
-    report.duration = judged.seconds
-    match judged.outcome:
-        case Outcome.FAILED:
-            report.outcome, report.longrepr = "failed", judged.message
-        case Outcome.SKIPPED:
-            report.outcome = "skipped"
-            report.longrepr = (report.location[0], 0, f"Skipped: {judged.message}")
-        case Outcome.KNOWNFAIL:
-            report.outcome = "skipped"
-            report.wasxfail = judged.message
