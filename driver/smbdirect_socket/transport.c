@@ -4,6 +4,8 @@
  */
 #include "sdsock.h"
 
+#include <linux/semaphore.h>
+
 /* Errors as a TCP program knows them; connect.c and recv.c report them. */
 int sdsock_errno(int error)
 {
@@ -205,15 +207,19 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
  * A connection of smbdirect's has slab caches of its own. Destroying one waits
  * for RCU under a lock that making one takes, too: so a new connection would wait
  * for all that end at the same time, longer than its peer has patience. Here the
- * others wait instead.
+ * others wait instead, but for a few: siw may take 10 s to let go of one.
  */
-static DEFINE_MUTEX(sdsock_release_lock);
+static DEFINE_SEMAPHORE(sdsock_releases, 4);
 
 static void sdsock_give_back(struct sdsock *ss, struct smbdirect_socket *sc)
 {
-	mutex_lock(&sdsock_release_lock);
+	bool caches = sc->send_io.mem.cache;
+
+	if (caches)
+		down(&sdsock_releases);
 	smbdirect_socket_release(sc);
-	mutex_unlock(&sdsock_release_lock);
+	if (caches)
+		up(&sdsock_releases);
 	sdsock_uncharge_buffers(ss);
 }
 
