@@ -6,11 +6,12 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.agent_client import AgentClient, AgentPort, running_agent
+from smbdirect_testbed.agent_client import AgentClient, AgentSocket, running_agent
 from smbdirect_testbed.errors import MachineDied, ProvisionError
 from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.process import CommandResult
@@ -78,19 +79,18 @@ def agent_of(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
 def test_answers_to_others_are_skipped(
     machine: _Machine, agent_of: Callable[[Answer], Path]
 ) -> None:
-    machine.agent_port = agent_of(
-        lambda r: [{"id": 1, "ok": "stale"}, {"id": r["id"], "ok": r["with"]}]
-    )
-    machine.agent_started = True
+    port = agent_of(lambda r: [{"id": 1, "ok": "stale"}, {"id": r["id"], "ok": r["with"]}])
+    machine.agent = AgentClient(machine, AgentSocket.to(port), started=True)
     with running_agent(machine) as agent:
         assert agent.call("echo", a=1) == {"a": 1}
         assert agent.call("echo", b="x" * 100_000) == {"b": "x" * 100_000}
+    machine.agent.close()
 
 
 def test_several_threads(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
     results: dict[int, object] = {}
-    with AgentPort(agent_of(lambda r: [{"id": r["id"], "ok": r["with"]}])) as port:
-        agent = AgentClient(machine, port, started=True)
+    port = agent_of(lambda r: [{"id": r["id"], "ok": r["with"]}])
+    with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
 
         def ask(number: int) -> None:
             results[number] = agent.call("echo", number=number)
@@ -104,10 +104,8 @@ def test_several_threads(machine: _Machine, agent_of: Callable[[Answer], Path]) 
 
 
 def test_errors_and_ends(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
-    with AgentPort(
-        agent_of(lambda r: [{"id": r["id"], "error": "no"}] if r["do"] == "fail" else [])
-    ) as port:
-        agent = AgentClient(machine, port, started=True)
+    port = agent_of(lambda r: [{"id": r["id"], "error": "no"}] if r["do"] == "fail" else [])
+    with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
         with pytest.raises(ProvisionError, match="machine m: no"):
             agent.call("fail")
         with pytest.raises(ProvisionError, match="end: the agent in machine m ended"):
@@ -118,5 +116,5 @@ def test_errors_and_ends(machine: _Machine, agent_of: Callable[[Answer], Path]) 
 
 
 def test_a_port_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ProvisionError, match="cannot reach the agent"), AgentPort(tmp_path / "x"):
-        pass
+    with pytest.raises(ProvisionError, match="cannot reach the agent"):
+        AgentSocket.to(tmp_path / "x")

@@ -30,7 +30,7 @@ def call() -> Iterator[Call]:
     if os.geteuid() != 0:
         pytest.skip("making namespaces needs root")
     proc = subprocess.Popen(
-        [sys.executable, "-P", str(agent.__file__)],
+        [sys.executable, "-P", "-m", agent.__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -2,162 +2,309 @@
 
 from __future__ import annotations
 
+import io
 import json
-import select
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from smbdirect_testbed import process
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.process import CommandResult
 
-_PROGRAM = Path(__file__).with_name("agent.py")
-_PORT_THERE = "/dev/ttyS1"
-_LOG_THERE = "/run/testbed-agent.log"
+if TYPE_CHECKING:
+    from smbdirect_testbed.machine import Machine
+
+_PACKAGE = Path(__file__).with_name("agent")
+_DIRECTORY = "agent"
+"""Below the shared directory: the agent's program, and what is too much for its connection."""
+_PROGRAM = "agent.pyz"
+_START = "start"
+"""What the image's init runs, if it is there."""
 _TIMEOUT = 90.0
 """Seconds for one answer: Python and pyroute2 take up to 10 s to start under TCG."""
+_GRACE = 10.0
+"""Seconds after a command's deadline for the agent to say so."""
+_INTERVAL = 0.5
+"""Seconds after which a wait looks whether the machine lives."""
+_LARGE = 8 << 10
+"""Bytes of input from which on a file carries it, which is faster than a serial port."""
 
 
-class _Connection(Protocol):
-    def fileno(self) -> int: ...
-    def send(self, data: bytes) -> None: ...
-    def receive(self) -> bytes: ...
+class Connection(Protocol):
+    """Bytes to and from an agent."""
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+
+    def receive(self) -> bytes:
+        """Wait for some bytes; none at the end."""
+
+    def close(self) -> None:
+        """End it, also for a thread that waits in :meth:`receive`."""
+
+
+@dataclass
+class _Waiting:
+    """Somebody who waits for an answer."""
+
+    came: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] | None = None
 
 
 class AgentClient:
-    """Sends requests to the agent in a machine.
+    """Sends requests to the agent in a machine; safe to use from several threads.
 
     An agent may be starting in the background: then the first request waits until it is ready.
 
     :param started: the agent runs already
     """
 
-    def __init__(self, machine: Machine, connection: _Connection, *, started: bool) -> None:
+    def __init__(self, machine: Machine, connection: Connection, *, started: bool) -> None:
         self._machine = machine
         self._connection = connection
-        self._ready = started
-        self._received = b""
+        self._lock = threading.Lock()
+        self._ended = False
+        self._waiting: dict[int, _Waiting] = {}
+        self._ready = _Waiting()
+        if started:
+            self._ready.came.set()
+        else:
+            self._waiting[0] = self._ready
         # Not from 1: an answer to someone who asked before us may still come.
         self._numbers = count(time.monotonic_ns())
-        self._lock = threading.Lock()
+        self._files = machine.shared.here / _DIRECTORY
+        self._files.mkdir(parents=True, exist_ok=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+        self._reader.join()
+
+    def wait_ready(self, watch: Callable[[], None], *, timeout: float, interval: float) -> bool:
+        """Wait until the agent has started; false if it did not in time.
+
+        :param watch: called at every interval; to raise when waiting is of no use
+        """
+        deadline = time.monotonic() + timeout
+        while not self._ready.came.wait(interval):
+            watch()
+            if time.monotonic() > deadline:
+                return False
+        watch()
+        return self._ready.answer is not None
 
     def call(self, do: str, **arguments: Any) -> Any:
-        """Have the agent do something and return its answer. Safe to use from several threads.
+        """Have the agent do something and return its answer.
 
         :raises ProvisionError: the agent failed, with its reason
         :raises MachineDied: the machine stopped running
         """
-        with self._lock:
-            return self._call(do, arguments)
+        return self._call(do, arguments, _TIMEOUT)
 
-    def _call(self, do: str, arguments: dict[str, Any]) -> Any:
-        if not self._ready:
-            self._answer(0, "starting the agent")
-            self._ready = True
-        number = next(self._numbers)
-        request = {"id": number, "do": do, "with": arguments}
+    def run(
+        self, command: Sequence[str], *, input: str | bytes | None, timeout: float
+    ) -> CommandResult:
+        """Run a command to its end, whatever its status.
+
+        :raises CommandFailed: the deadline passed; it was killed with all that it had started
+        :raises MachineDied: the machine stopped running
+        """
+        there = self._machine.shared.path_there(self._files)
+        arguments = {"argv": list(command), "timeout": timeout, "outputs": str(there)}
+        data = input.encode() if isinstance(input, str) else input
+        file = None
+        if data is not None and len(data) < _LARGE:
+            arguments["input"] = data.decode("latin-1")
+        elif data is not None:
+            file = self._files / f"{uuid4().hex}.in"
+            file.write_bytes(data)
+            arguments["input_file"] = str(there / file.name)
         try:
-            self._connection.send(json.dumps(request).encode() + b"\n")
-        except OSError as e:
+            answer = self._call("run", arguments, timeout + _GRACE)
+        except _NoAnswer:
+            raise CommandFailed(command, None, "") from None
+        finally:
+            if file:
+                file.unlink()
+        out, err = self._output(answer, "out"), self._output(answer, "err")
+        if answer["status"] is None:
+            raise CommandFailed(command, None, out + err)
+        return CommandResult(tuple(command), answer["status"], out, err)
+
+    def _output(self, answer: dict[str, Any], name: str) -> str:
+        if f"{name}_file" not in answer:
+            data = str(answer[name]).encode("latin-1")
+        else:
+            file = self._files / str(answer[f"{name}_file"])
+            data = file.read_bytes()
+            file.unlink()
+        return data.decode(errors="replace")
+
+    def _call(self, do: str, arguments: dict[str, Any], timeout: float) -> Any:
+        self._wait(self._ready, "starting the agent", _TIMEOUT)
+        waiting = _Waiting()
+        with self._lock:
+            number = next(self._numbers)
+            self._waiting[number] = waiting
+            if self._ended:
+                waiting.came.set()
+            request = {"id": number, "do": do, "with": arguments}
+            # The reader notices, too, and may have something to read still.
+            with suppress(OSError):
+                self._connection.send(json.dumps(request).encode() + b"\n")
+        try:
+            answer = self._wait(waiting, do, timeout)
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in answer:
+            raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
+        return answer["ok"]
+
+    def _wait(self, waiting: _Waiting, what: str, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while not waiting.came.wait(min(_INTERVAL, max(0.0, deadline - time.monotonic()))):
             self._machine.raise_if_dead()
-            raise self._error(do, f"cannot be reached: {e}") from e
-        return self._answer(number, do)
+            if time.monotonic() >= deadline:
+                raise _NoAnswer(self._text(what, f"did not answer in {timeout:g} s"))
+        if waiting.answer is None and waiting is not self._ready:
+            self._raise_ended(what)
+        return waiting.answer or {}
 
-    def _answer(self, number: int, what: str) -> Any:
-        deadline = time.monotonic() + _TIMEOUT
-        while True:
-            answer = json.loads(self._line(deadline, what))
-            if answer["id"] != number:
-                continue
-            if "error" in answer:
-                raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
-            return answer["ok"]
+    def _raise_ended(self, what: str) -> None:
+        # The connection breaks a moment before the machine's process is gone.
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            self._machine.raise_if_dead()
+            time.sleep(0.02)
+        raise ProvisionError(self._text(what, "ended"))
 
-    def _line(self, deadline: float, what: str) -> bytes:
-        while b"\n" not in self._received:
-            left = max(0.0, deadline - time.monotonic())
-            readable, _, _ = select.select([self._connection], [], [], min(left, 0.5))
-            data = self._connection.receive() if readable else b""
-            if not data:
-                self._machine.raise_if_dead()
-                if readable:
-                    raise self._error(what, "ended")
-                if not left:
-                    raise self._error(what, f"did not answer in {_TIMEOUT:g} s")
-            self._received += data
-        line, _, self._received = self._received.partition(b"\n")
-        return line
+    def _read(self) -> None:
+        received = b""
+        while data := self._receive():
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                answer = json.loads(line)
+                if waiting := self._waiting.get(answer["id"]):
+                    waiting.answer = answer
+                    waiting.came.set()
+        with self._lock:
+            self._ended = True
+            for waiting in self._waiting.values():
+                waiting.came.set()
 
-    def _error(self, what: str, problem: str) -> ProvisionError:
-        return ProvisionError(f"{what}: the agent in machine {self._machine.name} {problem}")
+    def _receive(self) -> bytes:
+        try:
+            return self._connection.receive()
+        except (OSError, ValueError):
+            return b""
+
+    def _text(self, what: str, problem: str) -> str:
+        return f"{what}: the agent in machine {self._machine.name} {problem}"
+
+
+class _NoAnswer(ProvisionError):
+    """The agent did not answer in time."""
 
 
 @contextmanager
 def running_agent(machine: Machine) -> Iterator[AgentClient]:
-    """Have an agent in a machine, without waiting for it to start.
+    """The agent in a machine: the one that its carrier started with it, or else one by a command.
 
-    On exit it ends, unless it is on a serial port: then it is there as long as the machine. What
-    it made stays in the machine unless it was told to unmake it.
+    The latter ends on exit; what it made stays in the machine unless it was told to unmake it.
     """
     if machine.agent:
         yield machine.agent
         return
-    if machine.agent_port is None:
-        with _on_a_pipe(machine) as agent:
-            yield agent
-        return
-    with AgentPort(machine.agent_port) as port:
-        if not machine.agent_started:
-            program = machine.shared.path_there(_copy(machine))
-            start = (
-                f'exec setsid --fork python3 -P "$0" {_PORT_THERE} </dev/null >{_LOG_THERE} 2>&1'
-            )
-            machine.run(["sh", "-c", start, str(program)])
-        yield AgentClient(machine, port, started=machine.agent_started)
-        machine.agent_started = True
+    program = offer_agent(machine.shared.here, None)
+    log = machine.shared.here / "agent.log"
+    with log.open("ab") as errors:
+        proc = subprocess.Popen(
+            machine.argv(["python3", "-I", str(machine.shared.path_there(program))]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+    agent = AgentClient(machine, _Pipe(proc), started=False)
+    try:
+        yield agent
+    finally:
+        agent.close()
 
 
-class AgentPort:
-    """A connection to a machine's serial port; there is only one at a time."""
+def offer_agent(shared: Path, port: str | None) -> Path:
+    """Put the agent's program into a shared directory; return its path.
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._path = path
+    :param port: the machine's name of the serial port; for this, the image's init starts it
+    """
+    directory = shared / _DIRECTORY
+    directory.mkdir(parents=True, exist_ok=True)
+    program = directory / _PROGRAM
+    program.write_bytes(_packed())
+    if port:
+        # Without Python's site module, which would double the time that it takes to start.
+        start = f'exec python3 -I -S "${{0%/*}}/{_PROGRAM}" {port}\n'
+        (directory / _START).write_text(start)
+    return program
 
-    def __enter__(self) -> AgentPort:
+
+def _packed() -> bytes:
+    """The agent as a program of one file; not compressed, since that would cost more to undo."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("smbdirect_testbed/__init__.py", "")
+        for file in sorted(_PACKAGE.glob("*.py")):
+            if file.name == "__main__.py":
+                archive.writestr(file.name, file.read_bytes())
+            else:
+                archive.writestr(f"smbdirect_testbed/agent/{file.name}", file.read_bytes())
+    return packed.getvalue()
+
+
+class AgentSocket:
+    """A connection by a socket that leads to a machine's serial port."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    @classmethod
+    def to(cls, path: Path) -> AgentSocket:
+        """Connect to a Unix socket, which takes one connection at a time.
+
+        :raises ProvisionError: it is not there
+        """
+        connected = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.settimeout(_TIMEOUT)
-            self._socket.connect(str(self._path))
+            connected.settimeout(_TIMEOUT)
+            connected.connect(str(path))
         except OSError as e:
-            self._socket.close()
-            raise ProvisionError(f"cannot reach the agent by {self._path}: {e.strerror}") from e
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the connection; the agent stays."""
-        self._socket.close()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
+            connected.close()
+            raise ProvisionError(f"cannot reach the agent by {path}: {e.strerror}") from e
+        connected.settimeout(None)
+        return cls(connected)
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def receive(self) -> bytes:
-        try:
-            return self._socket.recv(65536)
-        except ConnectionResetError:
-            return b""
+        return self._socket.recv(65536)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 class _Pipe:
@@ -166,10 +313,8 @@ class _Pipe:
     def __init__(self, proc: subprocess.Popen[bytes]) -> None:
         assert proc.stdin
         assert proc.stdout
+        self._proc = proc
         self._in, self._out = proc.stdin, proc.stdout
-
-    def fileno(self) -> int:
-        return self._out.fileno()
 
     def send(self, data: bytes) -> None:
         self._in.write(data)
@@ -178,34 +323,10 @@ class _Pipe:
     def receive(self) -> bytes:
         return self._out.read1(65536)  # type: ignore[attr-defined, no-any-return]
 
-
-@contextmanager
-def _on_a_pipe(machine: Machine) -> Iterator[AgentClient]:
-    program = machine.shared.path_there(_copy(machine))
-    log = machine.shared.here / "agent.log"
-    with log.open("ab") as errors:
-        proc = subprocess.Popen(
-            machine.argv(["python3", "-P", str(program)]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-    try:
-        yield AgentClient(machine, _Pipe(proc), started=False)
-    finally:
-        assert proc.stdin
-        assert proc.stdout
+    def close(self) -> None:
         try:
-            proc.stdin.close()
-            proc.wait(timeout=5)
+            self._in.close()
+            self._proc.wait(timeout=5)
         except (subprocess.TimeoutExpired, BrokenPipeError):
-            process.kill_group(proc)
-            proc.wait()
-        proc.stdout.close()
-
-
-def _copy(machine: Machine) -> Path:
-    copy = machine.shared.here / _PROGRAM.name
-    copy.write_bytes(_PROGRAM.read_bytes())
-    return copy
+            process.kill_group(self._proc)
+            self._proc.wait()

@@ -42,19 +42,22 @@ _LARGEST_SLICE = 256 << 20
 # and libpcap makes as many slots of its ring as the largest packet allows. Immediate mode, because
 # otherwise a packet could wait in the ring for a second. exec keeps the process id.
 _TCPDUMP = """
-exec > >(exec python3 -c "$2" "$1")
+exec > >(exec python3 -I -S -c "$2" "$1" "$3")
 echo "$$ $!" >"/run/capture-$0.pids"
 exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w -
 """
 
-# A write to the shared directory costs as much time as 10 KiB of it, so there are few: ten a second
-# until there is much, and as large as one message of 9p. The buffer is mapped once, because page
-# faults are slow in an emulated machine. 1031 is F_SETPIPE_SZ. The file is there when the shared
-# directory is, which a template does not have.
+# In an emulated machine a write to the shared directory costs as much time as 10 KiB of it, so
+# there are few: ten a second until there is much, and as large as one message of 9p. In User Mode
+# Linux it costs little, but is seen outside only once it is written back: the advice has that
+# happen at once. The buffer is mapped once, because page faults are slow in an emulated machine.
+# 1031 is F_SETPIPE_SZ. The file is there when the shared directory is, which a template does not
+# have.
 _PUMP = """
 import fcntl, mmap, os, sys, time
 fcntl.fcntl(0, 1031, 1 << 20)
 buffer = memoryview(mmap.mmap(-1, 480 << 10))
+pause = float(sys.argv[2])
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.05)
 with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "r+b", buffering=0) as file:
@@ -62,24 +65,28 @@ with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "r+b", buffering=0) a
         done = 0
         while done < size:
             done += file.write(buffer[done:size])
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if size < len(buffer) // 2:
-            time.sleep(0.1)
+            time.sleep(pause)
 """
+_PAUSE = {"uml": 0.005}
+"""Seconds between small writes where they cost little."""
+_LONG_PAUSE = 0.1
 
 # Devices and files in turns. The ring of each tcpdump takes 96 MiB, and seconds to be cleared by an
 # emulated machine: a template holds it cleared, and a clone has only what it uses of it.
 _START = """
-tcpdump=$1 pump=$2 pids= logs=; shift 2
+tcpdump=$1 pump=$2 pause=$3 pids= logs=; shift 3
 while [ $# -gt 0 ]; do
     log=/run/capture-$1.log
-    setsid bash -c "$tcpdump" "$1" "$2" "$pump" </dev/null >"$log" 2>&1 &
+    setsid bash -c "$tcpdump" "$1" "$2" "$pump" "$pause" </dev/null >"$log" 2>&1 &
     pids="$pids $!" logs="$logs $log"
     shift 2
 done
 for log in $logs; do
     until grep -q "listening on" "$log"; do
         kill -0 $pids 2>/dev/null || { cat $logs; exit 1; }
-        sleep 0.05
+        sleep 0.02
     done
 done
 """
@@ -243,12 +250,18 @@ def captured_host(hosts: Mapping[str, Host]) -> Host | None:
 
 
 def prepare_capture(client: Host) -> dict[str, str]:
-    """Start capturing in a machine that becomes a template; clones go on with it.
+    """Start capturing, in a machine that becomes a template or for :func:`capturing` to go on with.
 
-    :returns: what a clone's :attr:`Machine.prepared` has to say for that
+    :returns: what :attr:`Machine.prepared` has to say for that
     """
     _start(client)
     return {_prepared_key(client): "yes"}
+
+
+def prepare_capture_once(client: Host | None) -> None:
+    """Start capturing already, if there is something to capture and it was not started before."""
+    if client and _prepared_key(client) not in client.machine.prepared:
+        client.machine.prepared = {**client.machine.prepared, **prepare_capture(client)}
 
 
 @contextmanager
@@ -283,7 +296,8 @@ def capturing(client: Host, hosts: Mapping[str, Host], logs: Path) -> Iterator[W
 def _start(client: Host) -> None:
     there = client.machine.shared.path_there
     devices = [(e.device, str(there(_file(client, e.device)))) for e in client.ends]
-    script = ["bash", "-c", _START, "start", _TCPDUMP, _PUMP]
+    pause = _PAUSE.get(client.machine.accelerator, _LONG_PAUSE)
+    script = ["bash", "-c", _START, "start", _TCPDUMP, _PUMP, str(pause)]
     started = client.run([*script, *(word for pair in devices for word in pair)], check=False)
     if not started.ok:
         raise ProvisionError(

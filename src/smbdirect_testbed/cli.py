@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from smbdirect_testbed import __version__, housekeeping, paths
-from smbdirect_testbed.bench import report as bench_report
-from smbdirect_testbed.bench import rows as bench_rows
-from smbdirect_testbed.doctor import Status, diagnose
-from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
-from smbdirect_testbed.echo.cli import echo
-from smbdirect_testbed.envfile import list_environments, load_environment
-from smbdirect_testbed.environment import anything_kept, provide_parts
+from smbdirect_testbed import paths
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.instance import Instance, find_instance, instances
 from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.runner import (
-    bring_up,
-    default_environment,
-    run_scenarios,
-    with_driver,
-    with_start,
-)
-from smbdirect_testbed.saves import saves
+
+# Everything else is imported by the command that needs it: importing all of it would take most of
+# the time from typing to the first scenario.
+if TYPE_CHECKING:
+    from smbdirect_testbed.host import Host
+    from smbdirect_testbed.instance import Instance
+    from smbdirect_testbed.spec import EnvironmentSpec
+
+_ELSEWHERE = {
+    "bench": "smbdirect_testbed.bench.cli",
+    "echo": "smbdirect_testbed.echo.cli",
+}
+"""Commands by name, and the modules that have them under these names."""
+
+
+class _Commands(click.Group):
+    """The commands; those of other modules are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            found: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+            return found
+        return super().get_command(ctx, cmd_name)
+
 
 _cold_option = click.option(
     "--cold", is_flag=True, help="Boot the machine, and do not clone it from a template."
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="smbdirect-testbed")
 @click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong.")
 def cli(debug: bool) -> None:
     """Does SMB-Direct still work? Test it on Linux, without RDMA hardware.
@@ -103,10 +112,12 @@ def run(
     Exit status: 0 all passed, 1 a scenario failed, 2 bad usage or a bad file, 3 the environment
     could not be provided.
     """
-    progress = Progress()
+    from smbdirect_testbed.runner import run_scenarios
+
+    progress = Progress.of_this_process()
     name, scenarios = _environment_and_scenarios(what)
-    spec = with_driver(with_start(load_environment(name), cold=cold), driver)
-    housekeeping.remove_orphans(progress)
+    spec = _spec(name, driver, cold=cold)
+    _remove_orphans(progress)
     if keep and jobs > 1:
         raise UsageError("--keep keeps one environment", hint="leave out --jobs")
     return run_scenarios(
@@ -125,14 +136,18 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     What is watched: the driver's part of the tree given with --driver, the testbed's own driver,
     and the scenarios.
     """
+    from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
+    from smbdirect_testbed.runner import run_scenarios
+    from smbdirect_testbed.saves import saves
+
     name, scenarios = _environment_and_scenarios(what)
     files = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
     places = [*files, paths.driver(), *((driver / p for p in SOURCE_PARTS) if driver else ())]
 
     def once() -> int:
         progress = Progress()
-        spec = with_driver(with_start(load_environment(name), cold=cold), driver)
-        housekeeping.remove_orphans(progress)
+        spec = _spec(name, driver, cold=cold)
+        _remove_orphans(progress)
         return run_scenarios(spec, scenarios, expression, progress, keep=False)
 
     for saved in itertools.chain([[]], saves(places)):
@@ -149,9 +164,11 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
 @_cold_option
 def up(env: str, driver: Path | None, cold: bool) -> None:
     """Provide the environment ENV and leave it up."""
+    from smbdirect_testbed.runner import bring_up
+
     progress = Progress()
-    spec = with_driver(with_start(load_environment(env), cold=cold), driver)
-    housekeeping.remove_orphans(progress)
+    spec = _spec(env, driver, cold=cold)
+    _remove_orphans(progress)
     hosts = bring_up(spec, progress)
     progress.say(f"{spec.name} is up: smbdirect-testbed shell {'|'.join(hosts)}")
     progress.say("end it with: smbdirect-testbed down")
@@ -162,9 +179,11 @@ def up(env: str, driver: Path | None, cold: bool) -> None:
 @_driver_option
 def prepare(env: str, driver: Path | None) -> None:
     """Build what ENV needs (image, kernel, driver), so that a run does not have to."""
+    from smbdirect_testbed.environment import provide_parts
+
     progress = Progress()
-    spec = with_driver(load_environment(env), driver)
-    housekeeping.remove_orphans(progress)
+    spec = _spec(env, driver, cold=False)
+    _remove_orphans(progress)
     provide_parts(spec, progress)
     progress.say(f"{spec.name} is prepared")
 
@@ -179,6 +198,8 @@ _instance_option = click.option(
 @_instance_option
 def shell(host: str | None, instance: str | None) -> int:
     """A shell on HOST of the environment that is up; on the client if left out."""
+    from smbdirect_testbed.instance import find_instance
+
     found = _host(find_instance(instance), host or "client")
     return subprocess.call(found.argv(["bash", "-l"], tty=True))
 
@@ -194,6 +215,8 @@ def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
 
     Standard input, output, error and the exit status are the command's.
     """
+    from smbdirect_testbed.instance import find_instance
+
     if command[0] == "--":
         command = command[1:]
     if not command:
@@ -204,6 +227,8 @@ def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
 @cli.command()
 def status() -> None:
     """Show the environments that are up, and their hosts."""
+    from smbdirect_testbed.instance import instances
+
     found = instances()
     if not found:
         click.echo("nothing is up")
@@ -223,6 +248,8 @@ def status() -> None:
 @click.argument("instance", required=False)
 def down(instance: str | None) -> None:
     """End the environment that is up (INSTANCE, when there are more)."""
+    from smbdirect_testbed.instance import find_instance
+
     found = find_instance(instance)
     if found.in_use():
         raise UsageError(f"{found.name} belongs to a run that goes on", hint="end that run first")
@@ -230,39 +257,11 @@ def down(instance: str | None) -> None:
     click.echo(f"{found.name} is down")
 
 
-@cli.command()
-@click.argument("rows", metavar="[ROW]...", nargs=-1, type=click.Choice(list(bench_rows.ROWS)))
-@click.option("--times", default=5, show_default=True, help="How often to measure each thing.")
-@click.option(
-    "--carrier",
-    "carriers",
-    multiple=True,
-    type=click.Choice(["vm", "uml"]),
-    help="Only this one; may be repeated.",
-)
-def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
-    """Measure how long things take, against their goals.
-
-    All rows take about half an hour, on a computer that does nothing else meanwhile.
-    """
-    progress = Progress()
-    housekeeping.remove_orphans(progress)
-    settings = bench_rows.Settings(times, carriers or bench_rows.carriers_here(), progress)
-    figures = []
-    for measure in bench_rows.chosen(rows).values():
-        for figure in measure(settings):
-            progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
-            figures.append(figure)
-    Console(highlight=False).print(bench_report.table(figures))
-    directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
-    click.echo(f"all figures: {bench_report.write(figures, directory)}")
-    if file := bench_report.plot(figures, directory):
-        click.echo(f"how set-up grows with hosts: {file}")
-
-
 @cli.command(name="list")
 def list_() -> None:
     """List the environments, with what each is for."""
+    from smbdirect_testbed.envfile import list_environments, load_environment
+
     for name in list_environments():
         try:
             about = load_environment(name).description
@@ -274,6 +273,11 @@ def list_() -> None:
 @cli.command()
 def doctor() -> int:
     """Check this computer: what is missing, and how to mend it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from smbdirect_testbed.doctor import Status, diagnose
+
     table = Table(box=None)
     table.add_column("")
     table.add_column("check")
@@ -294,6 +298,8 @@ def doctor() -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clean(cache: bool, yes: bool) -> None:
     """Remove what interrupted runs left behind, and with --cache all that can be made again."""
+    from smbdirect_testbed import housekeeping
+
     waste = housekeeping.find_waste(cache=cache)
     if not waste:
         click.echo("nothing to remove")
@@ -308,10 +314,22 @@ def clean(cache: bool, yes: bool) -> None:
     click.echo(f"freed {total:.0f} MiB")
 
 
-cli.add_command(echo)
+def _spec(name: str, driver: Path | None, *, cold: bool) -> EnvironmentSpec:
+    from smbdirect_testbed.envfile import load_environment
+    from smbdirect_testbed.runner import with_driver, with_start
+
+    return with_driver(with_start(load_environment(name), cold=cold), driver)
+
+
+def _remove_orphans(progress: Progress) -> None:
+    from smbdirect_testbed import housekeeping
+
+    housekeeping.remove_orphans(progress)
 
 
 def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:
+    from smbdirect_testbed.runner import default_environment
+
     if what and not _is_path(what[0]):
         return what[0], list(what[1:])
     return default_environment(), list(what)
@@ -342,7 +360,10 @@ def main() -> None:
     status = _guard(lambda: cli(standalone_mode=False))
     sys.stdout.flush()
     sys.stderr.flush()
-    if anything_kept():
+    # Nothing was provided by a command that did not import this.
+    if (environment := sys.modules.get("smbdirect_testbed.environment")) and (
+        environment.anything_kept()
+    ):
         os._exit(status)
     sys.exit(status)
 

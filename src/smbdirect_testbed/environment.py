@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.ahead import made_ahead
+from smbdirect_testbed.capture import captured_host, prepare_capture_once
 from smbdirect_testbed.carriers.machines import machine_directory, started_machine
 from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
@@ -22,7 +24,7 @@ from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.prepared import template_plan
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.smbd import running_smbd
+from smbdirect_testbed.smb.smbd import known_transports, running_smbd
 from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.topology import Place, made_hosts
 from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
@@ -120,42 +122,64 @@ class Environment:
 
 @contextmanager
 def provide(
-    spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
+    spec: EnvironmentSpec,
+    progress: Progress,
+    directory: Path,
+    *,
+    keep: bool = False,
+    watched: bool = False,
 ) -> Iterator[Environment]:
     """Provide an environment; on exit undo it all, unless ``keep`` and it got ready.
 
     :param directory: the instance's state directory; exists, empty
+    :param watched: it is going to be captured, so what that needs starts beside the servers
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
     with ExitStack() as stack:
         started = stack.enter_context(started_machines(spec, progress, directory, keep=keep))
         machines = started.machines
-        with progress.phase("driver_load", "loading the driver"):
-            places = {
-                name: Place(machine, stack.enter_context(running_agent(machine)))
-                for name, machine in machines.items()
-            }
-            drivers = {
-                name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
-            }
-            for driver in drivers.values():
-                driver.load()
+        # What only waits for a machine is done at the same time as other things that do.
+        pool = stack.enter_context(ThreadPoolExecutor())
+        places = {
+            name: Place(machine, stack.enter_context(running_agent(machine)))
+            for name, machine in machines.items()
+        }
+        drivers = {
+            name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
+        }
+        loading = pool.submit(_load, list(drivers.values()), progress)
+        smbds = [server for server in spec.servers if server.kind is ServerKind.SMBD]
+        samba = {
+            name: pool.submit(
+                known_transports, started.image, machines[name], drivers[name], progress
+            )
+            for name in {spec.host(server.host).machine for server in smbds}
+        }
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
-            hosts = stack.enter_context(made_hosts(spec, places, keep=keep))
+            made = made_hosts(spec, places, keep=keep, load_driver=loading.result)
+            hosts = stack.enter_context(made)
         logs = {name: KernelLog(machine) for name, machine in machines.items()}
         environment = Environment(
             spec, started.image, started.kernel, machines, drivers, hosts, logs, directory
         )
         with progress.phase("servers", "starting smbd"):
-            for server in spec.servers:
-                if server.kind is ServerKind.SMBD:
-                    environment.servers[server.kind] = stack.enter_context(
-                        running_smbd(hosts[server.host], environment.driver, server.transports)
-                    )
+            capture = pool.submit(prepare_capture_once, captured_host(hosts) if watched else None)
+            for server in smbds:
+                host = hosts[server.host]
+                environment.servers[server.kind] = stack.enter_context(
+                    running_smbd(host, samba[host.machine.name].result(), server.transports)
+                )
+            capture.result()
         yield environment
         if keep and not environment.death():
             _kept.append(stack.pop_all())
+
+
+def _load(drivers: Sequence[LoadedDriver], progress: Progress) -> None:
+    with progress.phase("driver_load", "loading the driver"), ThreadPoolExecutor() as pool:
+        for _ in pool.map(LoadedDriver.load, drivers):
+            pass
 
 
 @dataclass(frozen=True)
@@ -198,9 +222,13 @@ def started_machines(
     """
     image, kernel, built = provide_parts(spec, progress)
     with ExitStack() as stack:
-        with wires_between_machines(spec) as wires:
-            machines = {
-                name: stack.enter_context(
+        with (
+            wires_between_machines(spec) as wires,
+            ThreadPoolExecutor(len(spec.machines)) as pool,
+        ):
+            starting = {
+                name: pool.submit(
+                    stack.enter_context,
                     started_machine(
                         name,
                         image,
@@ -211,8 +239,9 @@ def started_machines(
                         keep=keep,
                         plan=None if kernel else template_plan(spec, name, built),
                         wires=wires[name],
-                    )
+                    ),
                 )
                 for name in spec.machines
             }
+            machines = {name: future.result() for name, future in starting.items()}
         yield StartedMachines(image, kernel, built, machines)

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
-from typing import Any
-
-import testinfra.host
-from testinfra.backend.base import BaseBackend
-from testinfra.backend.base import CommandResult as TestinfraResult
+from typing import TYPE_CHECKING
 
 from smbdirect_testbed import process
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.spec import RdmaType, Role
+
+if TYPE_CHECKING:
+    import testinfra.host
 
 
 @dataclass(frozen=True)
@@ -155,19 +154,7 @@ class Host:
     @cached_property
     def testinfra(self) -> testinfra.host.Host:
         """This host for pytest-testinfra: files, processes, sockets, commands."""
-        return testinfra.host.Host(_Backend(self))
+        # Few need it, and its import takes time.
+        from smbdirect_testbed.host_testinfra import testinfra_host
 
-
-class _Backend(BaseBackend):  # type: ignore[misc]
-    """Carries pytest-testinfra's shell lines into a host."""
-
-    NAME = "smbdirect-testbed"
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host.name)
-        self._host = host
-
-    def run(self, command: str, *args: str, **kwargs: Any) -> TestinfraResult:
-        line = self.get_command(command, *args)
-        done = self._host.run(["sh", "-c", line], check=False, timeout=120)
-        return self.result(done.status, line, done.stdout, done.stderr)
+        return testinfra_host(self)

@@ -288,7 +288,10 @@ class KernelLog:
                 ["tee", "/dev/kmsg"], input=f"<5>{token} {label}\n".encode(), timeout=timeout
             )
         found = wait_until(
-            lambda: self._find(token, start), f"{token} on the console", timeout=timeout
+            lambda: self._find(token, start),
+            f"{token} on the console",
+            timeout=timeout,
+            interval=0.005,
         )
         return Mark(label, *found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ done
 [ -z "$notes" ] || exec od -An -v -tx1 -w36 $notes
 """
 
-# What ours need of the distribution comes by modprobe; ours by insmod, from our build. In a clone
-# all of it is there already.
+# For a machine without an agent of its own. What ours need of the distribution comes by modprobe;
+# ours by insmod, from our build. In a clone all of it is there already.
 _LOAD_SCRIPT = """
 needed=$1 offered=$2 directory=$3; shift 3
 [ -d "$directory" ] || { mkdir -p "$directory" && cp "$offered"/* "$directory"/; } || exit
@@ -93,10 +94,20 @@ class LoadedDriver:
 
         :raises ProvisionError: a module did not load, or one of another build is in its place
         """
-        needed = " ".join([*_DISTRIBUTION_MODULES, *self._needed_modules()])
+        needed = [*_DISTRIBUTION_MODULES, *self._needed_modules()]
         offered = str(self._machine.shared.path_there(self._offered))
-        arguments = [needed, offered, str(self.directory), *self.names]
-        self._check(self._loaded(_LOAD_SCRIPT + _LOADED_SCRIPT, arguments))
+        if agent := self._machine.agent:
+            notes = agent.call(
+                "load_modules",
+                needed=needed,
+                offered=offered,
+                directory=str(self.directory),
+                ours=self.names,
+            )
+            self._check(_build_ids(notes))
+        else:
+            arguments = [" ".join(needed), offered, str(self.directory), *self.names]
+            self._check(self._loaded(_LOAD_SCRIPT + _LOADED_SCRIPT, arguments))
 
     def check(self) -> None:
         """Raise :class:`ProvisionError` unless every module is loaded and of our build."""
@@ -121,9 +132,7 @@ class LoadedDriver:
         lines = self._machine.run(["sh", "-c", script, "driver", *arguments]).stdout
         names = [line for line in lines.splitlines() if not line.startswith(" ")]
         notes = [line.replace(" ", "") for line in lines.splitlines() if line.startswith(" ")]
-        if any(len(note) != 2 * _NOTE_SIZE for note in notes):
-            raise ProvisionError(f"a loaded module's build id is not understood: {lines}")
-        return {n: note[2 * _NOTE_HEADER :] for n, note in zip(names, notes, strict=True)}
+        return _build_ids(dict(zip(names, notes, strict=True)))
 
     def _needed_modules(self) -> list[str]:
         """Modules of the distribution that ours depend on, as their files say."""
@@ -132,3 +141,11 @@ class LoadedDriver:
             if found := _DEPENDS.search(module.file.read_bytes()):
                 needed |= dict.fromkeys(n for n in found[1].decode().split(",") if n)
         return [n for n in needed if n not in self.names]
+
+
+def _build_ids(notes: Mapping[str, str]) -> dict[str, str]:
+    """The build ids in notes, both in hexadecimal, by name."""
+    for name, note in notes.items():
+        if len(note) != 2 * _NOTE_SIZE:
+            raise ProvisionError(f"the build id of module {name} is not understood: {note}")
+    return {name: note[2 * _NOTE_HEADER :] for name, note in notes.items()}

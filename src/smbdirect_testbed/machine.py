@@ -43,12 +43,8 @@ class Machine(ABC):
     """What carries it, and how its start went, for the results: names and values."""
     prepared: Mapping[str, str] = MappingProxyType({})
     """What is known of a clone: what the preparation of its template returned."""
-    agent_port: Path | None = None
-    """The Unix socket to the serial port for the agent, if the machine has one."""
     agent: AgentClient | None = None
     """The agent, if the machine holds the connection to it."""
-    agent_started = False
-    """Whether the agent listens on the port."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name

@@ -7,18 +7,21 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from smbdirect_testbed import kvm, paths
+from smbdirect_testbed import kvm, paths, uml_kernel
 from smbdirect_testbed.driver import sources
+from smbdirect_testbed.early import Early
 from smbdirect_testbed.environment import Environment, provide, provide_parts
 from smbdirect_testbed.errors import TestbedError
+from smbdirect_testbed.image import find_image
 from smbdirect_testbed.instance import new_instance
-from smbdirect_testbed.parallel import run_in_parts, useful_jobs
-from smbdirect_testbed.plugin import RunPlugin
-from smbdirect_testbed.plugin.share import Share
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.results import RunResults, new_run_id
-from smbdirect_testbed.spec import DriverOrigin, DriverSpec, EnvironmentSpec
+from smbdirect_testbed.spec import CarrierKind, DriverOrigin, DriverSpec, EnvironmentSpec
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.plugin.share import Share
 
 
 def default_environment() -> str:
@@ -82,39 +85,56 @@ def run_scenarios(
     run_id = new_run_id(spec.name)
     directory = paths.results() / run_id
     chosen = bool(scenarios) or bool(expression)
+    at_once = not keep and _is_soon(spec)
+    if not jobs and not keep and not chosen:
+        from smbdirect_testbed.parallel import useful_jobs
 
-    def plugin(share: Share | None, below: Path) -> RunPlugin:
-        name = f"{run_id}-{share.number + 1}" if share else run_id
-        return RunPlugin(
-            lambda: _provided(name, spec, progress, keep=keep),
-            below,
-            progress,
-            environment=spec.name,
-            keep=keep,
-            thorough=thorough or chosen,
-            share=share,
-        )
+        jobs = useful_jobs(spec)
+
+    def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
+        environment = _provided(name, spec, progress, keep=keep, watched=True)
+        with Early(environment, at_once=at_once) as early:
+            # While this is imported and looks for scenarios, a machine can boot.
+            from smbdirect_testbed.plugin import RunPlugin
+
+            plugin = RunPlugin(
+                early.come,
+                below,
+                progress,
+                environment=spec.name,
+                keep=keep,
+                thorough=thorough or chosen,
+                share=share,
+            )
+            return plugin.main(scenarios, expression, plugins), plugin.results
 
     def part(share: Share, below: Path) -> RunResults:
-        made = plugin(share, below)
-        made.main(scenarios, expression, plugins)
-        return made.results
+        return run(f"{run_id}-{share.number + 1}", below, share)[1]
 
-    jobs = jobs or (1 if keep or chosen else useful_jobs(spec))
-    if jobs > 1:
-        # Once for all; what fails here fails again in each, which then tells it.
-        with contextlib.suppress(TestbedError):
-            provide_parts(spec, progress)
-        return run_in_parts(part, jobs, directory, progress).verdict.exit_status
-    return plugin(None, directory).main(scenarios, expression, plugins)
+    if jobs <= 1:
+        return run(run_id, directory)[0]
+    from smbdirect_testbed.parallel import run_in_parts
+
+    # Once for all; what fails here fails again in each, which then tells it.
+    with contextlib.suppress(TestbedError):
+        provide_parts(spec, progress)
+    return run_in_parts(part, jobs, directory, progress).verdict.exit_status
+
+
+def _is_soon(spec: EnvironmentSpec) -> bool:
+    """Whether an environment comes up so soon that a mistake in what is to run costs little."""
+    image = find_image(spec.image)
+    if image is None or spec.driver.origin is DriverOrigin.TREE:
+        return False
+    return spec.carrier is not CarrierKind.UML or uml_kernel.is_cached(image)
 
 
 @contextmanager
 def _provided(
-    name: str, spec: EnvironmentSpec, progress: Progress, *, keep: bool
+    name: str, spec: EnvironmentSpec, progress: Progress, *, keep: bool, watched: bool = False
 ) -> Iterator[Environment]:
     with new_instance(name, keep=keep) as instance:
-        with provide(spec, progress, instance.directory, keep=keep) as environment:
+        with provide(spec, progress, instance.directory, keep=keep, watched=watched) as environment:
             instance.write_state(environment, kept=False)
             yield environment
         if keep and not environment.death():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,15 +26,20 @@ class Place:
 
 @contextmanager
 def made_hosts(
-    spec: EnvironmentSpec, places: Mapping[str, Place], *, keep: bool
+    spec: EnvironmentSpec,
+    places: Mapping[str, Place],
+    *,
+    keep: bool,
+    load_driver: Callable[[], object] = lambda: None,
 ) -> Iterator[Mapping[str, Host]]:
     """Make a spec's hosts, links and RDMA links; on exit unmake them, unless ``keep``.
 
-    The driver for the RDMA links must be loaded. Of a link between two machines only the ends are
+    Of a link between two machines only the ends are
     made, on the interfaces that the machines were started with.
 
     :param places: by the machine's name; with fewer than the spec's machines, only what is on
         those is made
+    :param load_driver: what is to be done before there can be RDMA links
     :raises ProvisionError: the kernel refused something, with its reason
     """
     pids: dict[str, int] = {}
@@ -69,6 +74,7 @@ def made_hosts(
         for h in spec.hosts
         if h.machine in places
     }
+    load_driver()
     for name, place in places.items():
         _make_rdma_links([h for h in hosts.values() if spec.host(h.name).machine == name], place)
     yield hosts

@@ -76,6 +76,11 @@ class UmlKernel:
     toolchain: Toolchain
 
 
+def is_cached(image: Image) -> bool:
+    """Whether the kernel for an image is there, so that no one has to wait for it."""
+    return (paths.cache() / "kernels" / _name(KernelPackages.of(image)) / _FACTS).is_file()
+
+
 def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
     """User Mode Linux of the same source as an image's kernel, built first if it is not there.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smbdirect_testbed import process
+from smbdirect_testbed.agent_client import AgentClient
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.errors import MachineDied, ProvisionError
 from smbdirect_testbed.kernel_log import SplatKind, find_splats
@@ -34,25 +35,52 @@ def wait_until_ready(machine: Machine, *, timeout: float) -> None:
     :param timeout: seconds
     :raises BootFailed: it died, its kernel failed, or it took too long
     """
-    reader = ConsoleReader(machine.console)
-    seen: list[str] = []
-
-    def ready() -> bool:
-        failure = machine.death()
-        seen.extend(reader.new_lines())
-        if any(_READY in line for line in seen):
-            return True
-        fatal = (s.title for s in find_splats("\n".join(seen)) if s.kind in _FATAL)
-        if failure := failure or next(fatal, None):
-            raise _boot_failed(machine, failure)
-        return False
-
+    watch = _Watch(machine)
     try:
-        wait_until(ready, "the machine to be ready", timeout=timeout, interval=0.02)
+        wait_until(watch.is_ready, "the machine to be ready", timeout=timeout, interval=0.02)
     except BootFailed:
         raise
     except ProvisionError as e:
-        raise _boot_failed(machine, f"it was not ready after {timeout:g} s") from e
+        raise _late(machine, timeout) from e
+
+
+def wait_until_answering(machine: Machine, agent: AgentClient, *, timeout: float) -> None:
+    """Wait until the machine's agent has started.
+
+    :param timeout: seconds
+    :raises BootFailed: it died, its kernel failed, or it took too long
+    """
+    watch = _Watch(machine)
+    if not agent.wait_ready(watch.look, timeout=timeout, interval=0.05):
+        raise _late(machine, timeout)
+
+
+class _Watch:
+    """A look at how far a machine has booted."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._reader = ConsoleReader(machine.console)
+        self._seen: list[str] = []
+
+    def look(self) -> None:
+        """Raise :class:`BootFailed` if it never will be ready."""
+        self.is_ready()
+
+    def is_ready(self) -> bool:
+        """Whether the console says so; raises as :meth:`look` does."""
+        failure = self._machine.death()
+        self._seen.extend(self._reader.new_lines())
+        if any(_READY in line for line in self._seen):
+            return True
+        fatal = (s.title for s in find_splats("\n".join(self._seen)) if s.kind in _FATAL)
+        if failure := failure or next(fatal, None):
+            raise _boot_failed(self._machine, failure)
+        return False
+
+
+def _late(machine: Machine, timeout: float) -> BootFailed:
+    return _boot_failed(machine, f"it was not ready after {timeout:g} s")
 
 
 def boot_twice(

@@ -86,14 +86,28 @@ class Slirp:
             "guest_port": 22,
         }
         request = {"execute": "add_hostfwd", "arguments": arguments}
-        wait_until(self._api.exists, "slirp4netns to be ready", timeout=_TIMEOUT, interval=0.005)
         try:
-            with socket.socket(socket.AF_UNIX) as api:
-                api.settimeout(_TIMEOUT)
-                api.connect(str(self._api))
+            with wait_until(
+                self._connected, "slirp4netns to be ready", timeout=_TIMEOUT, interval=0.005
+            ) as api:
                 api.sendall(json.dumps(request).encode())
                 api.shutdown(socket.SHUT_WR)
                 answer = json.loads(b"".join(iter(lambda: api.recv(4096), b"")))
         except (OSError, ValueError) as e:
             raise ProvisionError(f"slirp4netns does not answer: {e}") from e
         return "error" not in answer
+
+    def _connected(self) -> socket.socket | None:
+        """A connection to the process; None while it does not listen."""
+        api = socket.socket(socket.AF_UNIX)
+        try:
+            api.settimeout(_TIMEOUT)
+            api.connect(str(self._api))
+        except (FileNotFoundError, ConnectionRefusedError):
+            # It makes the socket a moment before it listens.
+            api.close()
+            return None
+        except BaseException:
+            api.close()
+            raise
+        return api

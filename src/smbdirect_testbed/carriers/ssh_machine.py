@@ -1,8 +1,9 @@
-"""A machine whose commands go by ssh and whose kernel log goes to a file."""
+"""A machine whose commands go by its agent or by ssh, and whose kernel log goes to a file."""
 
 from __future__ import annotations
 
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,18 +11,26 @@ from pathlib import Path
 from uuid import uuid4
 
 from smbdirect_testbed import process
+from smbdirect_testbed.agent_client import AgentClient, Connection
 from smbdirect_testbed.carriers.console import ConsoleReader
 from smbdirect_testbed.carriers.watched_run import run_watched
-from smbdirect_testbed.errors import CommandFailed
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.ssh import FAILED, SshChannel
+from smbdirect_testbed.wait import wait_until
 
 _PANIC = re.compile(r"Kernel panic - .*")
 
 
 class SshMachine(Machine):
-    """What the carriers ``vm`` and ``uml`` have in common."""
+    """What the carriers ``vm`` and ``uml`` have in common.
+
+    Whoever started the machine holds the connection to its agent, which runs commands. Everybody
+    else, and who needs a command's own standard input and output, goes by ssh.
+
+    :param channel: its connection is opened when it is first needed
+    """
 
     def __init__(
         self, name: str, shared: SharedDirectory, console: Path, channel: SshChannel
@@ -30,6 +39,29 @@ class SshMachine(Machine):
         self.channel = channel
         self._reader = ConsoleReader(console)
         self._death: str | None = None
+        self._opening = threading.Lock()
+        self._open_until: float | None = None
+
+    def hold_agent(self, connection: Connection, *, started: bool) -> AgentClient:
+        """Have commands run by the agent at the other end of a connection, until :meth:`close`.
+
+        :param started: it runs already
+        """
+        self.agent = AgentClient(self, connection, started=started)
+        return self.agent
+
+    def open_channel_when_needed(self, *, timeout: float) -> None:
+        """Open the channel at the first command that goes by ssh.
+
+        :param timeout: seconds until giving up; commands then fail as they do without a channel
+        """
+        self._open_until = timeout
+
+    def close(self) -> None:
+        """Stop watching the machine; it runs on."""
+        if self.agent:
+            self.agent.close()
+            self.agent = None
 
     @abstractmethod
     def _ended(self, *, timeout: float = 0) -> bool:
@@ -43,6 +75,7 @@ class SshMachine(Machine):
         """Why the machine's process has ended, when its kernel did not say."""
 
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
+        self._open_channel()
         return self.channel.argv(command, tty=tty)
 
     def death(self) -> str | None:
@@ -64,6 +97,12 @@ class SshMachine(Machine):
         timeout: float = 60,
         check: bool = True,
     ) -> CommandResult:
+        if self.agent:
+            result = self.agent.run(command, input=input, timeout=timeout)
+            if not result.ok:
+                self.raise_if_dead()
+            return result.check() if check else result
+        self._open_channel()
         tag = uuid4().hex
         argv = self.channel.argv(command, tag=tag)
         try:
@@ -79,3 +118,19 @@ class SshMachine(Machine):
             self.raise_if_dead()
         result = CommandResult(tuple(command), result.status, result.stdout, result.stderr)
         return result.check() if check else result
+
+    def _open_channel(self) -> None:
+        with self._opening:
+            if self._open_until is None:
+                return
+            timeout, self._open_until = self._open_until, None
+
+            def opened() -> bool:
+                # Until sshd has started, or started anew, it refuses, or has another machine's key.
+                with suppress(ProvisionError, OSError):
+                    self.channel.open(timeout=timeout)
+                    return True
+                return self.death() is not None
+
+            with suppress(ProvisionError):
+                wait_until(opened, "ssh to the machine", timeout=timeout)

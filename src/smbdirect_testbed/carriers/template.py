@@ -35,7 +35,8 @@ _KEPT = 6
 """Templates that stay in the cache, the last used ones: each takes some 300 MiB."""
 
 _PROGRAM = (
-    "agent*.py",
+    "agent_client.py",
+    "agent/*.py",
     "capture.py",
     "carriers/*.py",
     "host.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID, uuid4
 
+from smbdirect_testbed.agent_client import AgentSocket, offer_agent
 from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers.boot import (
     boot_twice,
     claim_port,
     make_scratch_disk,
-    wait_until_ready,
+    wait_until_answering,
 )
 from smbdirect_testbed.carriers.console import last_lines
 from smbdirect_testbed.carriers.qemu_process import (
@@ -46,6 +48,7 @@ from smbdirect_testbed.uml_kernel import UmlKernel
 _SHARED_THERE = PurePosixPath("/testbed")
 _BOOT_TIMEOUT = 60.0
 _PORT_ATTEMPTS = 5
+_AGENT_PORT = "/dev/ttyS0"
 _MIB = 1 << 20
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 """Where this computer may have room for a machine's memory; its disk is the last resort."""
@@ -112,7 +115,7 @@ class UmlMachine(SshMachine):
         self._process = process
 
     def close(self) -> None:
-        """Stop watching the machine; it runs on."""
+        super().close()
         if self._process:
             self._process.close()
             self._process = None
@@ -169,8 +172,7 @@ def attach_uml(directory: Path) -> UmlMachine | None:
     if record is None:
         return None
     machine = UmlMachine(state, record, open_process(_identity(state, record)))
-    if not machine.death():
-        machine.channel.open(timeout=_BOOT_TIMEOUT)
+    machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
     return machine
 
 
@@ -220,24 +222,30 @@ def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
     state.console.write_bytes(b"")
     make_keys(state.ssh, state.shared)
     make_scratch_disk(state.scratch)
+    offer_agent(state.shared, _AGENT_PORT)
     shutil.copytree(plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True)
     slirp = Slirp(state.uml)
     slirp.start()
-    channel = SshChannel(state.ssh)
-    _start(record, plan, state)
+    ours, its = socket.socketpair()
+    with its:
+        _start(record, plan, state, its.fileno())
     machine = UmlMachine(state, record, open_process(_identity(state, record)))
     try:
-        channel.configure(_forward(slirp, plan.spec.ssh_port))
-        wait_until_ready(machine, timeout=_BOOT_TIMEOUT)
-        channel.open(timeout=_BOOT_TIMEOUT)
+        agent = machine.hold_agent(AgentSocket(ours), started=False)
+        machine.channel.configure(_forward(slirp, plan.spec.ssh_port))
+        wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
+        machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
     except BaseException:
         machine.close()
         raise
     return machine
 
 
-def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
-    """The command that is the machine."""
+def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[str]:
+    """The command that is the machine.
+
+    :param agent: the descriptor that is its serial port for the agent
+    """
     spec = plan.spec
     paths = {
         "linux": plan.kernel.binary,
@@ -268,6 +276,7 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
         "con0=null,fd:1",
         "con=null",
         "ssl=null",
+        f"ssl0=fd:{agent}",
         "umid=machine",
         f"uml_dir={state.uml}",
         "noreboot",
@@ -279,16 +288,16 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState) -> list[str]:
     ]
 
 
-def _start(record: UmlRecord, plan: _Plan, state: UmlState) -> None:
+def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> None:
     with state.console.open("ab") as console:
         subprocess.Popen(
-            _argv(record, plan, state),
+            _argv(record, plan, state, agent),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
             env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
             start_new_session=True,
-            pass_fds=[wire.descriptor for wire in plan.wires],
+            pass_fds=[agent, *(wire.descriptor for wire in plan.wires)],
         )
 
 

@@ -99,7 +99,6 @@ def attach_vm(name: str, directory: Path) -> VmMachine:
     if record is None or record.name != name:
         raise ProvisionError(f"there is no machine {name} in {directory}")
     machine = VmMachine(state, record, open_process(Identity(record.uuid, state.libvirt)))
-    machine.agent_started = True
     if not machine.death():
         machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 from smbdirect_testbed import paths
+from smbdirect_testbed.agent_client import AgentSocket, offer_agent
 from smbdirect_testbed.carriers.boot import claim_port, make_scratch_disk, wait_until_ready
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
@@ -33,6 +34,7 @@ BOOT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
 _PORT_TAKEN = "Could not set up host forwarding rule"
 _PORT_ATTEMPTS = 5
 _ENTROPY = 64
+_AGENT_PORT = "/dev/ttyS1"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
     state.console.write_bytes(b"")
     make_keys(state.ssh, state.shared)
     make_scratch_disk(state.scratch)
+    offer_agent(state.shared, _AGENT_PORT)
     record = _start(record, plan, state, ram, None)
     with _watched(record, state) as machine:
+        # From the start: what the agent says with nobody there to read it is lost.
+        machine.hold_agent(AgentSocket.to(state.agent), started=False)
         wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
         machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine
@@ -85,19 +90,18 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
         raise CloneFailed("the template was replaced while it was cloned")
     with _watched(record, state) as machine:
         machine.prepared = template.prepared
-        machine.agent_started = True
         try:
             _thaw(machine, state)
         except ProvisionError as e:
             raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
-        machine.open_channel_soon(timeout=BOOT_TIMEOUT[record.accelerator])
+        machine.open_channel_when_needed(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine
 
 
 def _thaw(machine: VmMachine, state: VmState) -> None:
     """Make a copy of a template a machine of its own."""
     offered = state.shared / SHARED_FILES
-    machine.hold_agent().call(
+    machine.hold_agent(AgentSocket.to(state.agent), started=True).call(
         "thaw",
         time_now=time.time(),
         entropy=secrets.token_hex(_ENTROPY),

@@ -7,8 +7,6 @@ import tempfile
 import zipapp
 from pathlib import Path
 
-from smbdirect_testbed import __version__
-
 _MAIN = "import sys\nfrom smbdirect_testbed.echo.main import main\nsys.exit(main())\n"
 _NOT_PACKED = ("cli.py", "pack.py")
 
@@ -26,7 +24,6 @@ def pack(file: Path) -> None:
             here, package / here.name, ignore=shutil.ignore_patterns("__pycache__", *_NOT_PACKED)
         )
         shutil.copy(here.parent / "socket.py", package)
-        # The package's own asks pip's records for the version, and there are none in the file.
-        (package / "__init__.py").write_text(f"__version__ = {__version__!r}\n")
+        shutil.copy(here.parent / "__init__.py", package)
         (root / "__main__.py").write_text(_MAIN)
         zipapp.create_archive(root, file, interpreter="/usr/bin/env python3", compressed=True)

@@ -123,7 +123,7 @@ def running_ksmbd(
 
     :raises ProvisionError: it did not start, with the end of its log
     """
-    ksmbd = Ksmbd(host, transports, samba_transports(host, driver.launcher))
+    ksmbd = Ksmbd(host, transports, samba_transports(host.machine, driver.launcher))
     ksmbd.start()
     try:
         yield ksmbd

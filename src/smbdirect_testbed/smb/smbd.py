@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from smbdirect_testbed import cache
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.image import Image
 from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.machine import Machine
+from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.smb.config import smbd_config, smbpasswd_line
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.transports import PORTS, SambaTransports, samba_transports
@@ -41,13 +45,15 @@ pump() {
 _START = r"""
 group=$1 private=$2 logs=$3 share=$4 user=$5 account=$6; shift 6
 addresses=$1 tcp_ports=$2 rdma_port=$3 deadline=$(($(date +%s) + $4)); shift 4
-for d in private state cache lock pid ncalrpc; do mkdir -p "$private/$d"; done
-mkdir -p "$group" "$share"
+directories=
+for d in private state cache lock pid ncalrpc; do directories="$directories $private/$d"; done
+mkdir -p $directories "$group" "$share"
 chmod 700 "$private"
 chmod 1777 "$share"
 cat >"$private/smb.conf"
-(umask 077; echo "$account" | sed "s/:UID:/:$(id -u "$user"):/" >"$private/smbpasswd")
-grep -qw "$(uname -n)" /etc/hosts || echo "127.0.0.1 $(uname -n)" >>/etc/hosts
+(umask 077; echo "${account%%:UID:*}:$(id -u "$user"):${account#*:UID:}" >"$private/smbpasswd")
+read -r name </proc/sys/kernel/hostname
+grep -qw "$name" /etc/hosts || echo "127.0.0.1 $name" >>/etc/hosts
 
 missing() {
     listening=$(ss -Hltn)
@@ -76,7 +82,7 @@ echo $main >"$private/main"
 while missing; [ "$m" ]; do
     kill -0 $main 2>/dev/null || { echo "ended"; exit 1; }
     [ "$(date +%s)" -lt "$deadline" ] || { echo "does not listen on $m"; exit 1; }
-    sleep 0.3
+    sleep 0.05
 done
 """
 
@@ -178,22 +184,30 @@ class Smbd(SmbServer):
         return self.host.run(["sh", "-c", test, str(self._private)], check=False).ok
 
 
+def known_transports(
+    image: Image, machine: Machine, driver: LoadedDriver, progress: Progress
+) -> SambaTransports:
+    """How the Samba of an image is told a transport; a machine is asked the first time only."""
+
+    def ask(directory: Path) -> None:
+        native = samba_transports(machine, driver.launcher).native
+        (directory / _NATIVE).write_text("yes" if native else "no")
+
+    entry = cache.provide("samba", image.digest[:16], ask, progress)
+    native = (entry / _NATIVE).read_text() == "yes"
+    return SambaTransports(None if native else driver.launcher)
+
+
 @contextmanager
 def running_smbd(
-    host: Host, driver: LoadedDriver, transports: Sequence[Transport]
+    host: Host, samba: SambaTransports, transports: Sequence[Transport]
 ) -> Iterator[Smbd]:
     """Have smbd running on a host while the context lasts.
 
     :raises ProvisionError: it did not start, with the end of its log
     """
-    if known := host.machine.prepared.get(_prepared_key(host)):
-        launcher = None if known == _NATIVE else driver.launcher
-        smbd = Smbd(host, transports, SambaTransports(launcher))
-        running = smbd.adopt()
-    else:
-        smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
-        running = False
-    if not running:
+    smbd = Smbd(host, transports, samba)
+    if not (host.machine.prepared.get(_prepared_key(host)) and smbd.adopt()):
         smbd.start()
     try:
         yield smbd
@@ -209,9 +223,9 @@ def prepare_smbd(
 
     :returns: what a clone's :attr:`Machine.prepared` has to say for that
     """
-    smbd = Smbd(host, transports, samba_transports(host, driver.launcher))
+    smbd = Smbd(host, transports, samba_transports(host.machine, driver.launcher))
     smbd.start_for_template()
-    return {_prepared_key(host): _NATIVE if smbd.samba.native else "preload"}
+    return {_prepared_key(host): "yes"}
 
 
 def _prepared_key(host: Host) -> str:

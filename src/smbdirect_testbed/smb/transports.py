@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.spec import Transport
 
 PORTS = {Transport.TCP: 445, Transport.NBT: 139, Transport.SMBDIRECT: 5445}
@@ -45,9 +45,9 @@ class SambaTransports:
         return transport.value
 
 
-def samba_transports(host: Host, launcher: PurePosixPath) -> SambaTransports:
-    """Find out what Samba on a host understands: it refuses the name of an unknown transport."""
-    asked = host.run(
+def samba_transports(machine: Machine, launcher: PurePosixPath) -> SambaTransports:
+    """Find out what Samba in a machine understands: it refuses the name of an unknown transport."""
+    asked = machine.run(
         ["testparm", "--suppress-prompt", "--option=client smb transports=smbdirect", "/dev/null"],
         check=False,
     )

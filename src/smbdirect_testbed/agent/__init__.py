@@ -1,0 +1,14 @@
+"""Runs in a machine: makes its hosts, links and RDMA links, and runs commands in them.
+
+This package is packed into one file, copied into the machine and started as a program there; so it
+imports nothing else of ours, and little of Python's: starting takes a tenth of a second in User
+Mode Linux, and seconds in an emulated machine. It answers requests, one JSON object a line, on
+standard input and output, or on the serial port that its argument names::
+
+    {"id": 1, "do": "make_hosts", "with": {"names": [...]}}
+    ->  {"id": 1, "ok": {...}} or {"id": 1, "error": "..."}
+
+The first line says ``{"id": 0, "ok": "ready"}``. On a serial port it outlives whoever talks to it,
+is saved with a template and there in every clone; asked for what it made already, it gives the
+answer that it gave then.
+"""

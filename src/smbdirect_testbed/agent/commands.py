@@ -1,0 +1,201 @@
+"""Commands in a machine, as ssh would run them, without an ssh for each.
+
+A command's input and output are files in memory: nothing that it leaves in the background can keep
+its end from being noticed. It runs in a session of its own; at its deadline everything that
+inherited its environment is killed, whatever session that moved to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_TAG = "SMBDIRECT_TESTBED_COMMAND"
+_LARGE = 16 << 10
+"""Bytes of output from which on a file carries it, which is faster than a serial port."""
+_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+"""None of them is ignored by a command because Python, or a shell before it, ignores it."""
+_PASSES = 20
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LOGNAME": "root",
+    "PATH": PATH,
+    "SHELL": "/bin/bash",
+    "USER": "root",
+}
+
+Answer = Callable[[int, dict[str, Any]], None]
+"""Takes a request's number and the answer to it."""
+
+
+@dataclass
+class _Running:
+    """A command that runs.
+
+    :param number: of the request
+    :param deadline: monotonic time
+    """
+
+    number: int
+    pid: int
+    out: int
+    err: int
+    deadline: float
+    outputs: str
+    expired: bool = False
+
+
+class Commands:
+    """Starts commands, and tells how they ended."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._running: dict[int, _Running] = {}
+
+    def start(
+        self,
+        number: int,
+        argv: list[str],
+        timeout: float,
+        input: str | None = None,
+        input_file: str | None = None,
+        outputs: str = "",
+    ) -> int | None:
+        """Start a command; it is answered when it has ended.
+
+        :param timeout: seconds after which it is killed with all that it started
+        :param input: its standard input, a byte in each character
+        :param input_file: a file to be its standard input
+        :param outputs: the directory for much output
+        :returns: a descriptor that is readable when the command has ended; None if it has already
+        """
+        stdin = _input(input, input_file)
+        out, err = os.memfd_create("out"), os.memfd_create("err")
+        try:
+            pid = _spawn(argv, (stdin, out, err), _tag(number))
+        except OSError as e:
+            # The statuses and words of a shell.
+            missing = isinstance(e, FileNotFoundError)
+            text = f"{argv[0]}: {'command not found' if missing else e.strerror}\n"
+            self._answer(number, {"status": 127 if missing else 126, "out": "", "err": text})
+            os.close(out)
+            os.close(err)
+            return None
+        finally:
+            os.close(stdin)
+        descriptor = os.pidfd_open(pid)
+        deadline = time.monotonic() + timeout
+        self._running[descriptor] = _Running(number, pid, out, err, deadline, outputs)
+        return descriptor
+
+    def finish(self, descriptor: int) -> None:
+        """Answer for the command of a descriptor, which has become readable."""
+        command = self._running.pop(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(command.pid, 0)
+        answer: dict[str, Any] = {
+            "status": None if command.expired else os.waitstatus_to_exitcode(status)
+        }
+        for name, file in (("out", command.out), ("err", command.err)):
+            answer |= _output(name, file, f"{command.outputs}/{command.number}")
+        self._answer(command.number, answer)
+
+    def expire(self) -> float | None:
+        """Kill what is past its deadline; return the seconds to the next deadline, if any."""
+        now = time.monotonic()
+        for command in self._running.values():
+            if not command.expired and command.deadline <= now:
+                command.expired = True
+                _kill(command)
+        left = [c.deadline - now for c in self._running.values() if not c.expired]
+        return max(0.0, min(left)) if left else None
+
+
+def call(argv: list[str]) -> None:
+    """Run a short command and wait for it.
+
+    :raises OSError: it failed
+    """
+    said = os.memfd_create("said")
+    try:
+        with open(os.devnull) as nothing:
+            pid = _spawn(argv, (nothing.fileno(), said, said), "")
+        _, status = os.waitpid(pid, 0)
+        if status:
+            text = os.pread(said, _LARGE, 0).decode(errors="replace").strip()
+            raise OSError(f"{' '.join(argv)}: {text}")
+    finally:
+        os.close(said)
+
+
+def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:
+    return os.posix_spawnp(
+        argv[0],
+        argv,
+        {**_ENVIRONMENT, _TAG: tag},
+        file_actions=[(os.POSIX_SPAWN_DUP2, d, n) for n, d in enumerate(files)],
+        setsid=True,
+        setsigdef=_SIGNALS,
+    )
+
+
+def _input(text: str | None, path: str | None) -> int:
+    if text is None:
+        return os.open(path or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.memfd_create("input")
+    data = text.encode("latin-1")
+    while data:
+        data = data[os.write(file, data) :]
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def _output(name: str, file: int, path: str) -> dict[str, str]:
+    size = os.fstat(file).st_size
+    data = os.pread(file, size, 0)
+    os.close(file)
+    if size < _LARGE or not path.startswith("/"):
+        return {name: data.decode("latin-1")}
+    path = f"{path}.{name}"
+    with open(path, "wb") as kept:
+        kept.write(data)
+        kept.flush()
+        # Otherwise the other side of a shared directory may see it later than this answer.
+        os.fsync(kept.fileno())
+    return {f"{name}_file": os.path.basename(path)}
+
+
+def _tag(number: int) -> str:
+    return f"{os.getpid()}.{number}"
+
+
+def _kill(command: _Running) -> None:
+    tag = f"{_TAG}={_tag(command.number)}".encode()
+    # Again until none is left: what is killed may just have started another.
+    for _ in range(_PASSES):
+        found = [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(pid, tag)
+        ]
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if not found:
+            break
+        time.sleep(0.005)
+    if not os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        os.kill(command.pid, signal.SIGKILL)
+
+
+def _has(pid: int, tag: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return tag in file.read().split(b"\0")
+    except OSError:
+        return False

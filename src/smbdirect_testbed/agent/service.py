@@ -1,0 +1,175 @@
+"""Requests and answers."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from smbdirect_testbed.agent import kernel, modules
+from smbdirect_testbed.agent.commands import PATH, Commands, call
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.agent.hosts import Hosts
+    from smbdirect_testbed.agent.template import Template
+
+_MAKING = {"make_hosts", "make_link", "place_wire", "make_rdma_links", "unmake"}
+_HOME = "/root"
+_BOOTED = "/run/testbed-booted"
+"""Made by the image's init when it is done; the agent starts before that."""
+
+
+class Agent:
+    """Answers requests; what was made stays when there are no more."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._commands = Commands(lambda number, answer: self._say(number, ok=answer))
+        self._made: dict[str, Any] = {}
+        self._writing = _thread.allocate_lock()
+        # All by one thread, since pyroute2's sockets belong to theirs.
+        self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
+        self._hosts: Hosts | None = None
+        self._template: Template | None = None
+        _thread.start_new_thread(self._work, ())
+
+    def serve(self) -> None:
+        """Answer requests until their end."""
+        poll = select.poll()
+        poll.register(self._requests, select.POLLIN)
+        self._say(0, ok="ready")
+        rest = b""
+        while True:
+            left = self._commands.expire()
+            for descriptor, _ in poll.poll(None if left is None else 1000 * left + 1):
+                if descriptor != self._requests:
+                    poll.unregister(descriptor)
+                    self._commands.finish(descriptor)
+                    continue
+                try:
+                    data = os.read(self._requests, 1 << 16)
+                except OSError:
+                    data = b""
+                if not data:
+                    return
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if (started := self._take(json.loads(line))) is not None:
+                        poll.register(started, select.POLLIN)
+
+    def _take(self, request: dict[str, Any]) -> int | None:
+        """Do what a request says; returns the descriptor of a command that was started."""
+        number, do, arguments = request["id"], request["do"], request["with"]
+        if do == "load_modules":
+            # Beside what is done for hosts, with which it has nothing to do.
+            _thread.start_new_thread(self._answer, (number, do, modules.load, arguments))
+            return None
+        if do != "run":
+            # It may take its time, and commands need not wait for it.
+            self._works.put((number, do, arguments))
+            return None
+        try:
+            return self._commands.start(number, **arguments)
+        except Exception as e:
+            self._fail(number, do, e)
+        return None
+
+    def _work(self) -> None:
+        # What hosts need takes longer to import than everything else. And all of it has to be
+        # there before a template lets go of this program's file.
+        with suppress(ImportError):  # whoever needs it is told
+            from smbdirect_testbed.agent import hosts, template  # noqa: F401
+        while True:
+            number, do, arguments = self._works.get()
+            self._answer(number, do, partial(self._do, do), {"arguments": arguments})
+
+    def _answer(
+        self, number: int, name: str, do: Callable[..., Any], arguments: dict[str, Any]
+    ) -> None:
+        try:
+            result = do(**arguments)
+        except Exception as e:
+            self._fail(number, name, e)
+        else:
+            self._say(number, ok=result)
+
+    def _fail(self, number: int, do: str, error: Exception) -> None:
+        self._say(number, error=f"{do}: {type(error).__name__}: {error}")
+
+    def _do(self, do: str, arguments: dict[str, Any]) -> Any:
+        if do in _MAKING:
+            key = json.dumps([do, arguments])
+            if key not in self._made:
+                result = getattr(self._the_hosts(), do)(**arguments)
+                if do == "unmake":
+                    self._made.clear()
+                    return result
+                self._made[key] = result
+            return self._made[key]
+        hosts = self._the_hosts()
+        holders = [pid for pid in hosts.holders.values() if pid]
+        if do == "freeze":
+            return self._the_template().freeze(holders)
+        if do == "thaw":
+            return self._the_template().thaw(holders, hosts.root, **arguments)
+        raise ValueError("there is no such request")
+
+    def _the_hosts(self) -> Hosts:
+        if self._hosts is None:
+            from smbdirect_testbed.agent.hosts import Hosts
+
+            self._hosts = Hosts(_in_stack)
+        return self._hosts
+
+    def _the_template(self) -> Template:
+        if self._template is None:
+            from smbdirect_testbed.agent.template import Template
+
+            self._template = Template()
+        return self._template
+
+    def _say(self, number: int, **answer: Any) -> None:
+        data = json.dumps({"id": number, **answer}).encode() + b"\n"
+        with self._writing:
+            while data:
+                data = data[os.write(self._answers, data) :]
+
+
+def _in_stack(pid: int, argv: list[str]) -> None:
+    enter = ["nsenter", f"--target={pid}", "--net", "--mount", "--"] if pid else []
+    call([*enter, *argv])
+
+
+def _open_port(path: str) -> int:
+    """Open a serial port so that it passes all bytes as they are."""
+    port = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(port)
+    settings = termios.tcgetattr(port)
+    # The emulated port is as fast as it can be; but it waits for as long as four bytes would take.
+    settings[4] = settings[5] = termios.B115200
+    termios.tcsetattr(port, termios.TCSANOW, settings)
+    return port
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on the serial port that the argument names, or on standard input and output."""
+    os.chdir(_HOME)
+    # Where programs are looked for.
+    os.environ["PATH"] = PATH
+    if arguments:
+        port = _open_port(arguments[0])
+        agent = Agent(port, port)
+        kernel.wait(partial(os.path.exists, _BOOTED), "the machine's init")
+        agent.serve()
+    else:
+        Agent(sys.stdin.fileno(), sys.stdout.fileno()).serve()

@@ -1,0 +1,43 @@
+"""The benchmark on the testbed's command line."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from rich.console import Console
+
+from smbdirect_testbed import housekeeping, paths
+from smbdirect_testbed.bench import report as bench_report
+from smbdirect_testbed.bench import rows as bench_rows
+from smbdirect_testbed.progress import Progress
+
+
+@click.command()
+@click.argument("rows", metavar="[ROW]...", nargs=-1, type=click.Choice(list(bench_rows.ROWS)))
+@click.option("--times", default=5, show_default=True, help="How often to measure each thing.")
+@click.option(
+    "--carrier",
+    "carriers",
+    multiple=True,
+    type=click.Choice(["vm", "uml"]),
+    help="Only this one; may be repeated.",
+)
+def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
+    """Measure how long things take, against their goals.
+
+    All rows take about half an hour, on a computer that does nothing else meanwhile.
+    """
+    progress = Progress()
+    housekeeping.remove_orphans(progress)
+    settings = bench_rows.Settings(times, carriers or bench_rows.carriers_here(), progress)
+    figures = []
+    for measure in bench_rows.chosen(rows).values():
+        for figure in measure(settings):
+            progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
+            figures.append(figure)
+    Console(highlight=False).print(bench_report.table(figures))
+    directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
+    click.echo(f"all figures: {bench_report.write(figures, directory)}")
+    if file := bench_report.plot(figures, directory):
+        click.echo(f"how set-up grows with hosts: {file}")
