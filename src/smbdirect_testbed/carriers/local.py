@@ -52,6 +52,7 @@ class LocalMachine(Machine):
     def __init__(self, record: LocalRecord, first: QemuProcess | None) -> None:
         shared = SharedDirectory(record.shared, _SHARED_THERE)
         super().__init__(record.name, shared, record.console)
+        self.provenance = {"kernel_version": os.uname().version}
         self._first = first
 
     def close(self) -> None:
