@@ -11,9 +11,11 @@ from pathlib import Path
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.ahead import made_ahead
 from smbdirect_testbed.capture import captured_host, prepare_capture_once
+from smbdirect_testbed.carriers.local_checks import require_computer
 from smbdirect_testbed.carriers.machines import machine_directory, started_machine
 from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
+from smbdirect_testbed.driver.local import provide_local_driver
 from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
@@ -23,11 +25,15 @@ from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.prepared import template_plan
 from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.running_kernel import RunningKernel
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import known_transports, running_smbd
 from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.topology import Place, made_hosts
 from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
+
+Kernel = UmlKernel | RunningKernel
+"""A kernel that is not the image's own."""
 
 _kept: list[ExitStack] = []
 """What is left running for later commands.
@@ -54,7 +60,7 @@ class Environment:
 
     spec: EnvironmentSpec
     image: Image
-    kernel: UmlKernel | None
+    kernel: Kernel | None
     machines: Mapping[str, Machine]
     drivers: Mapping[str, LoadedDriver]
     hosts: Mapping[str, Host]
@@ -191,21 +197,34 @@ class StartedMachines:
     """
 
     image: Image
-    kernel: UmlKernel | None
+    kernel: Kernel | None
     driver: BuiltDriver
     machines: Mapping[str, Machine]
 
 
+def require_possible(spec: EnvironmentSpec) -> None:
+    """Look whether this computer permits an environment, at the cost of nothing.
+
+    :raises ProvisionError: it does not
+    """
+    if spec.carrier is CarrierKind.LOCAL:
+        require_computer(spec, RunningKernel())
+
+
 def provide_parts(
     spec: EnvironmentSpec, progress: Progress
-) -> tuple[Image, UmlKernel | None, BuiltDriver]:
+) -> tuple[Image, Kernel | None, BuiltDriver]:
     """What machines are started from, made first as far as it is not in the cache.
 
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
+    require_possible(spec)
     with made_ahead(spec, progress):
         image = provide_image(spec.image, progress)
+    if spec.carrier is CarrierKind.LOCAL:
+        running = RunningKernel()
+        return image, running, provide_local_driver(spec.driver, image, progress, running)
     kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
     return image, kernel, provide_driver(spec.driver, image, progress, kernel)
 
@@ -233,7 +252,8 @@ def started_machines(
                         name,
                         image,
                         kernel,
-                        spec.machine,
+                        built,
+                        spec,
                         machine_directory(directory, name),
                         progress,
                         keep=keep,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from smbdirect_testbed import kvm, paths, uml_kernel
 from smbdirect_testbed.driver import sources
 from smbdirect_testbed.early import Early
-from smbdirect_testbed.environment import Environment, provide, provide_parts
-from smbdirect_testbed.errors import TestbedError
+from smbdirect_testbed.environment import Environment, provide, provide_parts, require_possible
+from smbdirect_testbed.errors import TestbedError, UsageError
 from smbdirect_testbed.image import find_image
 from smbdirect_testbed.instance import new_instance
 from smbdirect_testbed.progress import Progress
@@ -81,7 +81,11 @@ def run_scenarios(
     :param jobs: in so many environments at once; 0 for as many as are useful
     :param plugins: more pytest plugins, for those who run scenarios from Python
     :raises UsageError: a path or the expression is wrong, or matches nothing
+    :raises ProvisionError: this computer does not permit the environment
     """
+    if jobs > 1 and spec.carrier is CarrierKind.LOCAL:
+        raise UsageError("carrier local has one environment at a time", hint="leave out --jobs")
+    require_possible(spec)
     run_id = new_run_id(spec.name)
     directory = paths.results() / run_id
     chosen = bool(scenarios) or bool(expression)

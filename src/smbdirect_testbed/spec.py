@@ -27,6 +27,7 @@ class CarrierKind(StrEnum):
 
     VM = "vm"
     UML = "uml"
+    LOCAL = "local"
 
 
 class RdmaType(StrEnum):
@@ -70,11 +71,12 @@ class Stack(StrEnum):
 
 
 class DriverOrigin(StrEnum):
-    """Where the kernel driver's source comes from."""
+    """Where the kernel driver's source comes from; ``installed``: its modules are there, built."""
 
     DISTRIBUTION = "distribution"
     TREE = "tree"
     GIT = "git"
+    INSTALLED = "installed"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -115,6 +117,7 @@ class DriverSpec:
             DriverOrigin.DISTRIBUTION: set[str](),
             DriverOrigin.TREE: {"path"},
             DriverOrigin.GIT: {"url", "commit"},
+            DriverOrigin.INSTALLED: set[str](),
         }[self.origin]
         given = {k for k in ("path", "url", "commit") if getattr(self, k) is not None}
         if missing := needed - given:
@@ -234,7 +237,24 @@ class EnvironmentSpec:
                 and self.host(server.host).stack is not Stack.MACHINE
             ):
                 raise ValueError('servers: ksmbd needs a host with stack = "machine"')
+        self._check_local()
         return self
+
+    def _check_local(self) -> None:
+        """Raise ValueError for what only a kernel of our own, or only this computer's, can be."""
+        if self.carrier is not CarrierKind.LOCAL:
+            if self.driver.origin is DriverOrigin.INSTALLED:
+                raise ValueError("driver: origin installed needs carrier local")
+            return
+        if len(self.machines) > 1:
+            raise ValueError("hosts: carrier local has one machine, this computer")
+        if self.machine.kernel_options:
+            raise ValueError("machine: carrier local runs on a kernel that has its options already")
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether a host is its machine's own network stack: with carrier local, the computer's."""
+        return any(h.stack is Stack.MACHINE for h in self.hosts)
 
     @property
     def machines(self) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ SHARED_FILES = "ssh"
 FAILED = 255
 """The exit status of ssh itself failing, as opposed to the command."""
 
-_TAG = "SMBDIRECT_TESTBED_COMMAND"
+TAG = "SMBDIRECT_TESTBED_COMMAND"
+"""The variable that a command and all that it starts can be told by."""
 
-_KILL = """\
+KILL_TAGGED = """\
 for file in $(grep -lzsFx "$1" /proc/[0-9]*/environ); do
     pid=${file#/proc/}
     kill -KILL "${pid%/environ}"
@@ -127,7 +128,7 @@ class SshChannel:
         """
         remote = [shlex.join(command)] if command else []
         if tag:
-            remote = [f"export {_TAG}={tag}; exec {remote[0]}"]
+            remote = [f"export {TAG}={tag}; exec {remote[0]}"]
         return [*self._ssh("-tt" if tty else "-T"), "--", _ALIAS, *remote]
 
     def kill_argv(self, tag: str) -> list[str]:
@@ -135,7 +136,7 @@ class SshChannel:
 
         They inherited the tag in their environment; ssh has no way to signal a command.
         """
-        return self.argv(["sh", "-c", _KILL, "sh", f"{_TAG}={tag}"])
+        return self.argv(["sh", "-c", KILL_TAGGED, "sh", f"{TAG}={tag}"])
 
     def open(self, *, timeout: float) -> None:
         """Start the process in the background, unless it runs already.

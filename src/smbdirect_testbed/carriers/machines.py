@@ -6,16 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from smbdirect_testbed.carriers.local import (
+    attach_local,
+    destroy_local,
+    destroy_local_stray,
+    local_machine,
+)
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.carriers.uml import attach_uml, destroy_uml, uml_machine
 from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays, vm_machine
 from smbdirect_testbed.carriers.vm_state import find_strays
 from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.spec import MachineSpec
+from smbdirect_testbed.running_kernel import RunningKernel
+from smbdirect_testbed.spec import EnvironmentSpec
 from smbdirect_testbed.uml_kernel import UmlKernel
 
 
@@ -23,8 +31,9 @@ from smbdirect_testbed.uml_kernel import UmlKernel
 def started_machine(
     name: str,
     image: Image,
-    kernel: UmlKernel | None,
-    spec: MachineSpec,
+    kernel: UmlKernel | RunningKernel | None,
+    driver: BuiltDriver,
+    spec: EnvironmentSpec,
     directory: Path,
     progress: Progress,
     *,
@@ -32,21 +41,31 @@ def started_machine(
     plan: TemplatePlan | None,
     wires: tuple[WireEnd, ...] = (),
 ) -> Iterator[Machine]:
-    """A machine that takes commands: User Mode Linux with a kernel for it, else virtual.
+    """A machine that takes commands: on the kernel that is given for it, else virtual.
 
     User Mode Linux has no templates: it boots in less time than a clone takes.
 
     See :func:`~smbdirect_testbed.carriers.vm.vm_machine` for the rest.
+
+    :param driver: to be loaded later
     """
-    if kernel:
+    if isinstance(kernel, RunningKernel):
+        with local_machine(
+            *(name, image, kernel, directory, progress),
+            driver=driver,
+            own_network=not spec.shares_network,
+            keep=keep,
+        ) as local:
+            yield local
+    elif kernel:
         with uml_machine(
-            name, image, kernel, spec, directory, progress, keep=keep, wires=wires
+            name, image, kernel, spec.machine, directory, progress, keep=keep, wires=wires
         ) as uml:
             yield uml
     elif wires:
         raise UsageError("links between machines need carrier uml")
     else:
-        with vm_machine(name, image, spec, directory, progress, keep=keep, plan=plan) as vm:
+        with vm_machine(name, image, spec.machine, directory, progress, keep=keep, plan=plan) as vm:
             yield vm
 
 
@@ -65,7 +84,7 @@ def attach(name: str, directory: Path) -> Machine:
     :raises ProvisionError: there is none
     """
     of_machine = machine_directory(directory, name)
-    return attach_uml(of_machine) or attach_vm(name, of_machine)
+    return attach_uml(of_machine) or attach_local(of_machine) or attach_vm(name, of_machine)
 
 
 def destroy_all(directory: Path) -> None:
@@ -74,7 +93,7 @@ def destroy_all(directory: Path) -> None:
     :param directory: the instance's
     """
     for found in machine_directory(directory, "x").parent.glob("*"):
-        if not destroy_uml(found):
+        if not destroy_uml(found) and not destroy_local(found):
             destroy_vm(found.name, found)
 
 
@@ -84,4 +103,4 @@ def destroy_strays() -> list[Path]:
     Returns the directories.
     """
     ended = [state.directory for state in find_strays() if destroy_uml(state.directory)]
-    return ended + destroy_vm_strays()
+    return ended + destroy_local_stray() + destroy_vm_strays()

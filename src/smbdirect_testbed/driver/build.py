@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, paths
+from smbdirect_testbed.buildroot import BuildRoot
 from smbdirect_testbed.driver.manifest import (
     LAUNCHER,
     LIBRARY,
@@ -69,14 +71,37 @@ def provide_driver(
     :raises UsageError: the spec's path holds no driver
     :raises ProvisionError: the source cannot be had, or does not compile
     """
+    if kernel:
+        target = Target((kernel.digest,), kernel.release, lambda: kernel.toolchain)
+    else:
+        release = image.kernel_release
+        identity = (release, image.kernel_version)
+        target = Target(identity, release, lambda: provide_toolchain(image, progress))
+    return provide_for(target, spec, image, progress)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kernel to build modules for.
+
+    :param identity: the same for two only if modules for one fit the other
+    :param toolchain: makes what it is built with
+    """
+
+    identity: tuple[str, ...]
+    release: str
+    toolchain: Callable[[], Toolchain]
+
+
+def provide_for(target: Target, spec: DriverSpec, image: Image, progress: Progress) -> BuiltDriver:
+    """The driver for any kernel, built first if it is not in the cache; see provide_driver."""
     source = resolve(spec, image, progress)
-    ours = SourceFiles.read(paths.driver(), _OUR_CODE)
-    target = [kernel.digest] if kernel else [image.kernel_release, image.kernel_version]
-    digest = cache.digest([_VERSION, source.identity, ours.digest(), *target])
+    ours = our_code()
+    digest = cache.digest([_VERSION, source.identity, ours.digest(), *target.identity])
 
     def make(directory: Path) -> None:
         cache.require_space(directory, _GIB, "building the driver")
-        toolchain = kernel.toolchain if kernel else provide_toolchain(image, progress)
+        toolchain = target.toolchain()
         tree = directory / "source"
         source.write(tree)
         ours.write(tree)
@@ -88,7 +113,7 @@ def provide_driver(
                 modules,
                 source=source.description,
                 version=source.version,
-                kernel_release=kernel.release if kernel else image.kernel_release,
+                kernel_release=target.release,
             )
 
     built = read_manifest(cache.provide("drivers", digest[:16], make, progress))
@@ -104,33 +129,86 @@ def _build(
     progress: Progress,
 ) -> tuple[str, ...]:
     """Build everything into ``directory``; return the modules' names in load order."""
-    log = cache.log_file("driver")
     root = toolchain.build_root
     # A part of a tree may do without siw and nls, which are then the distribution's.
     missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
-    root.run(["true"], outputs={toolchain.source / part: tree / part for part in missing})
+    distribution = {toolchain.source / part: tree / part for part in missing}
+    (toolchain.image_root or root).run(["true"], outputs=distribution)
     with root.work_directory(toolchain.work_name, progress) as work:
         root.run(["true"], inputs={work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
-        for argv in _steps(toolchain, work):
-            try:
-                root.run(argv, log=log, timeout=_SECONDS)
-            except CommandFailed as e:
-                if e.status is None or e.status < 0:
-                    raise
-                raise _does_not_compile(source, e, work, log) from e
+        run_steps(root, _module_steps(toolchain, work), work, source.description)
         found = root.run(["find", str(work / _COMMON), "-name", "*.ko"]).stdout.split()
         places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | _MODULES
         outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
-        outputs |= {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
-        outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
         root.run(["true"], outputs=outputs)
+        if not toolchain.image_root:
+            _build_programs(root, work, directory)
+    if toolchain.image_root:
+        build_programs(toolchain.image_root, tree, directory, progress)
     cache.remove(tree)
     return tuple(places)
 
 
-def _steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
-    """The commands that build everything in a work directory."""
+def our_code() -> SourceFiles:
+    """The C code of this project, as it is now."""
+    return SourceFiles.read(paths.driver(), _OUR_CODE)
+
+
+def build_programs(root: BuildRoot, tree: Path, directory: Path, progress: Progress) -> None:
+    """Build preload and library alone.
+
+    :param root: matches the image in which they will run
+    :param tree: holds our code
+    """
+    with root.work_directory("programs", progress) as work:
+        root.run(["true"], inputs={work / p: tree / p for p in _OUR_CODE})
+        _build_programs(root, work, directory)
+
+
+def _build_programs(root: BuildRoot, work: PurePosixPath, directory: Path) -> None:
+    steps = [["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")]
+    run_steps(root, steps, work, "this project")
+    outputs = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
+    outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
+    root.run(["true"], outputs=outputs)
+
+
+def run_steps(
+    root: BuildRoot, steps: Iterable[list[str]], work: PurePosixPath, source: str
+) -> None:
+    """Run the commands of a build.
+
+    :param source: where the code is from, for people
+    :raises ProvisionError: a command failed, with what the compiler said
+    """
+    log = cache.log_file("driver")
+    for argv in steps:
+        try:
+            root.run(argv, log=log, timeout=_SECONDS)
+        except CommandFailed as e:
+            if e.status is None or e.status < 0:
+                raise
+            raise _does_not_compile(source, e, work, log) from e
+
+
+def _module_steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
+    """The commands that build all modules in a work directory."""
     smb = work / SMB
+    socket = socket_arguments(work, smb / "smbdirect", smb / "Module.symvers")
+    return [
+        *(
+            [*kbuild_command(toolchain, warn=False), f"M={work / part}", "modules"]
+            for part in (SMB, SIW)
+        ),
+        [*kbuild_command(toolchain), *socket],
+    ]
+
+
+def kbuild_command(toolchain: Toolchain, *, warn: bool = True) -> list[str]:
+    """What every build of modules for a toolchain's kernel begins with.
+
+    :param warn: let the compiler warn; of the kernel's own code nobody here reads that
+    """
     kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}"]
     flags = f"KCFLAGS={QUICK}"
     if toolchain.architecture:
@@ -140,16 +218,22 @@ def _steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
         # BTF would take a third of the time, and is not used.
         kbuild += ["CONFIG_DEBUG_INFO_BTF_MODULES="]
         flags = f"{flags} {' '.join(_defines())}"
-    socket = [
-        f"M={work / 'smbdirect_socket'}",
-        f"SMBDIRECT_SRC={smb / 'smbdirect'}",
-        f"KBUILD_EXTRA_SYMBOLS={smb / 'Module.symvers'}",
-    ]
-    # Warnings in the kernel's code are for whoever compiles it to read them.
+    return [*kbuild, flags if warn else f"{flags} -w"]
+
+
+def socket_arguments(
+    work: PurePosixPath, source: PurePosixPath, symbols: PurePosixPath
+) -> list[str]:
+    """What makes our socket module of it.
+
+    :param source: the directory smbdirect.ko is built in
+    :param symbols: the file Module.symvers that knows smbdirect.ko
+    """
     return [
-        *([*kbuild, f"{flags} -w", f"M={work / part}", "modules"] for part in (SMB, SIW)),
-        [*kbuild, flags, *socket, "modules"],
-        *(["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")),
+        f"M={work / 'smbdirect_socket'}",
+        f"SMBDIRECT_SRC={source}",
+        f"KBUILD_EXTRA_SYMBOLS={symbols}",
+        "modules",
     ]
 
 
@@ -179,11 +263,11 @@ def compile_errors(output: str, work: PurePosixPath) -> list[str]:
 
 
 def _does_not_compile(
-    source: DriverSource, failed: CommandFailed, work: PurePosixPath, log: Path
+    source: str, failed: CommandFailed, work: PurePosixPath, log: Path
 ) -> ProvisionError:
     errors = compile_errors(failed.output, work) or failed.output.rstrip().splitlines()[-10:]
     return ProvisionError(
-        f"the driver from {source.description} does not compile",
+        f"the driver from {source} does not compile",
         hint=f"the full log is {log}",
         detail="\n".join(errors),
     )

@@ -89,6 +89,8 @@ def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
             assert spec.url is not None
             assert spec.commit is not None
             return git_source(spec.url, spec.commit, progress)
+        case DriverOrigin.INSTALLED:
+            raise UsageError("driver: what is installed has no source")
 
 
 def _distribution(image: Image, progress: Progress) -> DriverSource:

@@ -20,11 +20,12 @@ SOURCE_PARTS = (SMB, SIW, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
 QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
 """For the compiler: no debugging information, and memory instead of collecting garbage in it."""
 
-_HELPER_PARTS = (
+HELPER_PARTS = (
     "scripts/asn1_compiler.c",
     "include/linux/asn1.h",
     "include/linux/asn1_ber_bytecode.h",
 )
+"""What ``asn1_compiler`` is made from, which the headers lack."""
 _UNPACKED = PurePosixPath("/usr/src/testbed")
 
 
@@ -68,12 +69,15 @@ class Toolchain:
     :param kernel: the distribution's, whose headers and source are in it
     :param tree: a tree in it to build modules against; None for the kernel's headers
     :param architecture: as kbuild calls it, when it is not this computer's
+    :param image_root: the build root that has the source and builds the programs, which must match
+        the image, when the modules are built elsewhere
     """
 
     kernel: KernelPackages
     build_root: BuildRoot
     tree: PurePosixPath | None = None
     architecture: str | None = None
+    image_root: BuildRoot | None = None
 
     @property
     def headers(self) -> PurePosixPath:
@@ -143,7 +147,7 @@ def _hook(command: str) -> str:
     return f"chroot \"$1\" sh -ec '{command}'"
 
 
-_PARTS = " ".join(f'"*/{part}"' for part in (*SOURCE_PARTS, *_HELPER_PARTS))
+_PARTS = " ".join(f'"*/{part}"' for part in (*SOURCE_PARTS, *HELPER_PARTS))
 _TAR = "tar -x --strip-components=1 --wildcards --no-wildcards-match-slash"
 # The headers package lacks asn1_compiler, which cifs and ksmbd need.
 _HOOKS = (
