@@ -41,7 +41,7 @@ class _Machine(Machine):
 
 @pytest.fixture
 def machine(tmp_path: Path) -> _Machine:
-    return _Machine("m", SharedDirectory(tmp_path, PurePosixPath("/t")), tmp_path / "console")
+    return _Machine("m", SharedDirectory(tmp_path, PurePosixPath(tmp_path)), tmp_path / "console")
 
 
 @pytest.fixture
@@ -59,14 +59,17 @@ def agent_of(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
             connection, _ = server.accept()
             with connection, connection.makefile("rwb") as stream:
                 for line in stream:
-                    answers = answer(json.loads(line))
+                    request = json.loads(line)
+                    if request["do"] == "read":
+                        request = json.loads(Path(request["with"]["file"]).read_text())
+                    answers = answer(request)
                     if not answers:
                         return
                     for one in answers:
                         stream.write(json.dumps(one).encode() + b"\n")
                     stream.flush()
 
-        threads.append(threading.Thread(target=serve))
+        threads.append(threading.Thread(target=serve, daemon=True))
         threads[0].start()
         return path
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
 import socket
 import subprocess
 import threading
@@ -15,7 +17,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
 
 from smbdirect_testbed import process
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
@@ -36,8 +37,15 @@ _GRACE = 10.0
 """Seconds after a command's deadline for the agent to say so."""
 _INTERVAL = 0.5
 """Seconds after which a wait looks whether the machine lives."""
-_LARGE = 8 << 10
-"""Bytes of input from which on a file carries it, which is faster than a serial port."""
+_LARGE = 512
+"""Bytes of a request from which on a file carries it.
+
+That is faster than a serial port. And User Mode Linux no longer reads from one that ever held more
+than 4 KiB (``line_throttle`` in ``arch/um/drivers/line.c``, which ``line_unthrottle`` undoes only
+by half), so that all requests under way must be less than that together.
+"""
+_WITHOUT_FILES = {"freeze", "thaw"}
+"""What is asked for while the shared directory may not be there."""
 
 
 class Connection(Protocol):
@@ -49,8 +57,11 @@ class Connection(Protocol):
     def receive(self) -> bytes:
         """Wait for some bytes; none at the end."""
 
+    def interrupt(self) -> None:
+        """Have a thread that waits in :meth:`receive` get the end."""
+
     def close(self) -> None:
-        """End it, also for a thread that waits in :meth:`receive`."""
+        """End it."""
 
 
 @dataclass
@@ -89,8 +100,9 @@ class AgentClient:
 
     def close(self) -> None:
         """End the connection."""
-        self._connection.close()
+        self._connection.interrupt()
         self._reader.join()
+        self._connection.close()
 
     def wait_ready(self, watch: Callable[[], None], *, timeout: float, interval: float) -> bool:
         """Wait until the agent has started; false if it did not in time.
@@ -123,21 +135,13 @@ class AgentClient:
         """
         there = self._machine.shared.path_there(self._files)
         arguments = {"argv": list(command), "timeout": timeout, "outputs": str(there)}
-        data = input.encode() if isinstance(input, str) else input
-        file = None
-        if data is not None and len(data) < _LARGE:
+        if input is not None:
+            data = input.encode() if isinstance(input, str) else input
             arguments["input"] = data.decode("latin-1")
-        elif data is not None:
-            file = self._files / f"{uuid4().hex}.in"
-            file.write_bytes(data)
-            arguments["input_file"] = str(there / file.name)
         try:
             answer = self._call("run", arguments, timeout + _GRACE)
         except _NoAnswer:
             raise CommandFailed(command, None, "") from None
-        finally:
-            if file:
-                file.unlink()
         out, err = self._output(answer, "out"), self._output(answer, "err")
         if answer["status"] is None:
             raise CommandFailed(command, None, out + err)
@@ -155,19 +159,27 @@ class AgentClient:
     def _call(self, do: str, arguments: dict[str, Any], timeout: float) -> Any:
         self._wait(self._ready, "starting the agent", _TIMEOUT)
         waiting = _Waiting()
-        with self._lock:
-            number = next(self._numbers)
-            self._waiting[number] = waiting
-            if self._ended:
-                waiting.came.set()
-            request = {"id": number, "do": do, "with": arguments}
-            # The reader notices, too, and may have something to read still.
-            with suppress(OSError):
-                self._connection.send(json.dumps(request).encode() + b"\n")
+        number = next(self._numbers)
+        request = json.dumps({"id": number, "do": do, "with": arguments})
+        file = None
+        if len(request) >= _LARGE and do not in _WITHOUT_FILES:
+            file = self._files / f"{number}.request"
+            file.write_text(request)
+            there = self._machine.shared.path_there(file)
+            request = json.dumps({"id": number, "do": "read", "with": {"file": str(there)}})
         try:
+            with self._lock:
+                self._waiting[number] = waiting
+                if self._ended:
+                    waiting.came.set()
+                # The reader notices, too, and may have something to read still.
+                with suppress(OSError):
+                    self._connection.send(request.encode() + b"\n")
             answer = self._wait(waiting, do, timeout)
         finally:
             self._waiting.pop(number, None)
+            if file:
+                file.unlink(missing_ok=True)
         if "error" in answer:
             raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
         return answer["ok"]
@@ -278,6 +290,7 @@ class AgentSocket:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._woken, self._wake = os.pipe()
 
     @classmethod
     def to(cls, path: Path) -> AgentSocket:
@@ -299,12 +312,21 @@ class AgentSocket:
         self._socket.sendall(data)
 
     def receive(self) -> bytes:
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
+        if self._woken in dict(poll.poll()):
+            return b""
         return self._socket.recv(65536)
 
+    def interrupt(self) -> None:
+        # Not by a shutdown, which the other side would notice: see the carrier uml.
+        os.write(self._wake, b"x")
+
     def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        os.close(self._woken)
+        os.close(self._wake)
 
 
 class _Pipe:
@@ -323,10 +345,13 @@ class _Pipe:
     def receive(self) -> bytes:
         return self._out.read1(65536)  # type: ignore[attr-defined, no-any-return]
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         try:
             self._in.close()
             self._proc.wait(timeout=5)
         except (subprocess.TimeoutExpired, BrokenPipeError):
             process.kill_group(self._proc)
             self._proc.wait()
+
+    def close(self) -> None:
+        self._out.close()

@@ -44,7 +44,7 @@ _LARGEST_SLICE = 256 << 20
 _TCPDUMP = """
 exec > >(exec python3 -I -S -c "$2" "$1" "$3")
 echo "$$ $!" >"/run/capture-$0.pids"
-exec nice -n -10 tcpdump -i "$0" -s 4400 -B 98304 --immediate-mode -Z root -w -
+exec nice -n -10 tcpdump -i "$0" -s 4400 -B "$4" --immediate-mode -Z root -w -
 """
 
 # In an emulated machine a write to the shared directory costs as much time as 10 KiB of it, so
@@ -72,14 +72,17 @@ with open(0, "rb", buffering=0) as pipe, open(sys.argv[1], "r+b", buffering=0) a
 _PAUSE = {"uml": 0.005}
 """Seconds between small writes where they cost little."""
 _LONG_PAUSE = 0.1
+_RING = {"uml": 32768}
+"""KiB of tcpdump's ring where it keeps up, since there is nobody to have cleared it beforehand."""
+_LARGE_RING = 98304
 
 # Devices and files in turns. The ring of each tcpdump takes 96 MiB, and seconds to be cleared by an
 # emulated machine: a template holds it cleared, and a clone has only what it uses of it.
 _START = """
-tcpdump=$1 pump=$2 pause=$3 pids= logs=; shift 3
+tcpdump=$1 pump=$2 pause=$3 ring=$4 pids= logs=; shift 4
 while [ $# -gt 0 ]; do
     log=/run/capture-$1.log
-    setsid bash -c "$tcpdump" "$1" "$2" "$pump" "$pause" </dev/null >"$log" 2>&1 &
+    setsid bash -c "$tcpdump" "$1" "$2" "$pump" "$pause" "$ring" </dev/null >"$log" 2>&1 &
     pids="$pids $!" logs="$logs $log"
     shift 2
 done
@@ -297,7 +300,8 @@ def _start(client: Host) -> None:
     there = client.machine.shared.path_there
     devices = [(e.device, str(there(_file(client, e.device)))) for e in client.ends]
     pause = _PAUSE.get(client.machine.accelerator, _LONG_PAUSE)
-    script = ["bash", "-c", _START, "start", _TCPDUMP, _PUMP, str(pause)]
+    ring = _RING.get(client.machine.accelerator, _LARGE_RING)
+    script = ["bash", "-c", _START, "start", _TCPDUMP, _PUMP, str(pause), str(ring)]
     started = client.run([*script, *(word for pair in devices for word in pair)], check=False)
     if not started.ok:
         raise ProvisionError(

@@ -63,18 +63,16 @@ class Commands:
         argv: list[str],
         timeout: float,
         input: str | None = None,
-        input_file: str | None = None,
         outputs: str = "",
     ) -> int | None:
         """Start a command; it is answered when it has ended.
 
         :param timeout: seconds after which it is killed with all that it started
         :param input: its standard input, a byte in each character
-        :param input_file: a file to be its standard input
         :param outputs: the directory for much output
         :returns: a descriptor that is readable when the command has ended; None if it has already
         """
-        stdin = _input(input, input_file)
+        stdin = _input(input)
         out, err = os.memfd_create("out"), os.memfd_create("err")
         try:
             pid = _spawn(argv, (stdin, out, err), _tag(number))
@@ -144,9 +142,9 @@ def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:
     )
 
 
-def _input(text: str | None, path: str | None) -> int:
+def _input(text: str | None) -> int:
     if text is None:
-        return os.open(path or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     file = os.memfd_create("input")
     data = text.encode("latin-1")
     while data:

@@ -70,6 +70,13 @@ class Agent:
     def _take(self, request: dict[str, Any]) -> int | None:
         """Do what a request says; returns the descriptor of a command that was started."""
         number, do, arguments = request["id"], request["do"], request["with"]
+        if do == "read":
+            # A request that is too long for a serial port.
+            try:
+                return self._take(json.loads(kernel.read(arguments["file"])))
+            except (OSError, ValueError) as e:
+                self._fail(number, do, e)
+            return None
         if do == "load_modules":
             # Beside what is done for hosts, with which it has nothing to do.
             _thread.start_new_thread(self._answer, (number, do, modules.load, arguments))

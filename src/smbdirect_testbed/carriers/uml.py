@@ -228,7 +228,7 @@ def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
     slirp.start()
     ours, its = socket.socketpair()
     with its:
-        _start(record, plan, state, its.fileno())
+        _start(record, plan, state, its.fileno(), ours.fileno())
     machine = UmlMachine(state, record, open_process(_identity(state, record)))
     try:
         agent = machine.hold_agent(AgentSocket(ours), started=False)
@@ -288,7 +288,14 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
     ]
 
 
-def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> None:
+def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: int) -> None:
+    """Start the machine.
+
+    :param agent: its descriptor for the agent
+    :param ours: the other end of that. The machine has it, too, so that its own end lasts as long
+        as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
+        interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
+    """
     with state.console.open("ab") as console:
         subprocess.Popen(
             _argv(record, plan, state, agent),
@@ -297,7 +304,7 @@ def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> None:
             stderr=console,
             env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
             start_new_session=True,
-            pass_fds=[agent, *(wire.descriptor for wire in plan.wires)],
+            pass_fds=[agent, ours, *(wire.descriptor for wire in plan.wires)],
         )
 
 
