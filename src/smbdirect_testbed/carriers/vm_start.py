@@ -63,7 +63,12 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
     record = _start(record, plan, state, ram, None)
     with _watched(record, state) as machine:
         # From the start: what the agent says with nobody there to read it is lost.
-        machine.hold_agent(AgentSocket.to(state.agent), started=False)
+        try:
+            machine.hold_agent(AgentSocket.to(state.agent), started=False)
+        except ProvisionError:
+            # If it has died already, this says of what.
+            wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
+            raise
         wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
         machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
     return machine
