@@ -121,3 +121,42 @@ def test_errors_and_ends(machine: _Machine, agent_of: Callable[[Answer], Path]) 
 def test_a_port_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ProvisionError, match="cannot reach the agent"):
         AgentSocket.to(tmp_path / "x")
+
+
+def test_a_serial_port_never_holds_a_long_request(machine: _Machine, tmp_path: Path) -> None:
+    ours, its = socket.socketpair()
+    lines = []
+
+    def serve() -> None:
+        with its, its.makefile("rwb") as stream:
+            for line in stream:
+                lines.append(line)
+                request = json.loads(line)
+                if request["do"] == "read":
+                    request = json.loads(Path(request["with"]["file"]).read_text())
+                answer = {"id": request["id"], "ok": request["with"]}
+                stream.write(json.dumps(answer).encode() + b"\n")
+                stream.flush()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with closing(AgentClient(machine, AgentSocket(ours), started=True)) as agent:
+        for length in (1, 400, 600, 5000):
+            assert agent.call("echo", text="x" * length) == {"text": "x" * length}
+        assert "id" in json.loads(lines[0])
+        assert max(map(len, lines)) < 600
+        assert list((tmp_path / "agent").iterdir()) == []
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_closing_is_not_noticed_while_somebody_else_holds_the_connection(
+    machine: _Machine,
+) -> None:
+    ours, its = socket.socketpair()
+    with its, ours.dup():
+        AgentClient(machine, AgentSocket(ours), started=True).close()
+        its.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            its.recv(1)
+        assert its.send(b"x") == 1
