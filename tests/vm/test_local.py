@@ -43,7 +43,7 @@ mount -t proc proc proc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs run run
-mkdir run/state
+mkdir run/state run/mount
 mount -t tmpfs tmp tmp
 release=$(uname -r)
 rm -rf "usr/lib/modules/$release"
