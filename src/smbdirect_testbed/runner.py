@@ -126,7 +126,12 @@ def run_scenarios(
 
 
 def _is_soon(spec: EnvironmentSpec) -> bool:
-    """Whether an environment comes up so soon that a mistake in what is to run costs little."""
+    """Whether an environment comes up so soon that a mistake in what is to run costs little.
+
+    Never on this computer's own kernel, into which nothing is loaded for a mistake.
+    """
+    if spec.carrier is CarrierKind.LOCAL:
+        return False
     image = find_image(spec.image)
     if image is None or spec.driver.origin is DriverOrigin.TREE:
         return False

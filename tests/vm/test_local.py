@@ -34,7 +34,8 @@ driver=$1; shift
 mkdir -p /run/runner/here {_ROOT}
 mount -t tmpfs -o size=2G runner /run/runner/
 mkdir -p /run/runner/here /run/runner/upper /run/runner/work {_ROOT}
-mount -t hostfs -o / none /run/runner/here
+# busybox: its mount passes on options as they are, and hostfs has a path there.
+busybox mount -t hostfs -o / none /run/runner/here
 mount -t overlay -o lowerdir=/run/runner/here,upperdir=/run/runner/upper,workdir=/run/runner/work \\
     runner {_ROOT}
 cd {_ROOT}
@@ -42,7 +43,7 @@ mount -t proc proc proc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs run run
-mkdir run/state
+mkdir run/state run/mount
 mount -t tmpfs tmp tmp
 release=$(uname -r)
 rm -rf "usr/lib/modules/$release"
@@ -51,7 +52,7 @@ cp -r /testbed/modules/* "usr/lib/modules/$release/"
 for module in "$@"; do
     cp "/run/runner/here$driver/$module.ko" "usr/lib/modules/$release/extra/"
 done
-depmod --basedir {_ROOT}/usr "$release"
+depmod --basedir {_ROOT} "$release"
 """
 
 # What a run may leave changed: nothing of this.
