@@ -1,11 +1,16 @@
-"""Wires between machines: Ethernet over Unix sockets, one frame a message."""
+"""Wires between machines: Ethernet over Unix sockets, one frame a message.
+
+A wire is a pair of connected sockets that have no name. Both machines get theirs when they are
+started, in any order; what one sends is kept until the other takes it. When one of them ends, the
+other sends into the void, and nothing is left to clean up.
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smbdirect_testbed.spec import EnvironmentSpec
 from smbdirect_testbed.topology import planned_link
@@ -30,6 +35,19 @@ class WireEnd:
 
 
 @contextmanager
+def dead_ends(ends: Iterable[WireEnd]) -> Iterator[tuple[WireEnd, ...]]:
+    """The same ends, of wires that lead nowhere: for the template of a machine with such ends."""
+    with ExitStack() as stack:
+        dead = []
+        for end in ends:
+            here, there = _pair()
+            there.close()
+            stack.enter_context(here)
+            dead.append(replace(end, descriptor=here.fileno()))
+        yield tuple(dead)
+
+
+@contextmanager
 def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple[WireEnd, ...]]]:
     """The ends of all wires that a spec's links need, by the machine's name."""
     ends: dict[str, list[WireEnd]] = {name: [] for name in spec.machines}
@@ -37,10 +55,15 @@ def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple
         for number, link in enumerate(spec.links):
             if not spec.crosses(link):
                 continue
-            # Not datagrams: of those only ten are queued, and the rest would be lost.
-            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for (host, end), wire in zip(planned_link(number, link).items(), pair, strict=True):
+            for (host, end), wire in zip(planned_link(number, link).items(), _pair(), strict=True):
                 stack.enter_context(wire)
-                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
                 ends[spec.host(host).machine].append(WireEnd(end.mac, link.mtu, wire.fileno()))
         yield {name: tuple(of_machine) for name, of_machine in ends.items()}
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    # Not datagrams: of those only ten are queued, and the rest would be lost.
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    return pair
