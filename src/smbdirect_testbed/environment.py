@@ -29,6 +29,7 @@ from smbdirect_testbed.running_kernel import RunningKernel
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import known_transports, running_smbd
 from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.together import enter_together
 from smbdirect_testbed.topology import Place, made_hosts
 from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
 
@@ -240,28 +241,24 @@ def started_machines(
     :raises ProvisionError: a step failed
     """
     image, kernel, built = provide_parts(spec, progress)
+    each = {name: progress.beside() for name in spec.machines}
     with ExitStack() as stack:
-        with (
-            wires_between_machines(spec) as wires,
-            ThreadPoolExecutor(len(spec.machines)) as pool,
-        ):
-            starting = {
-                name: pool.submit(
-                    stack.enter_context,
-                    started_machine(
-                        name,
-                        image,
-                        kernel,
-                        built,
-                        spec,
-                        machine_directory(directory, name),
-                        progress,
-                        keep=keep,
-                        plan=None if kernel else template_plan(spec, name, built),
-                        wires=wires[name],
-                    ),
+        with wires_between_machines(spec) as wires:
+            contexts = {
+                name: started_machine(
+                    name,
+                    image,
+                    kernel,
+                    built,
+                    spec,
+                    machine_directory(directory, name),
+                    of_machine,
+                    keep=keep,
+                    plan=None if kernel else template_plan(spec, name, built),
+                    wires=wires[name],
                 )
-                for name in spec.machines
+                for name, of_machine in each.items()
             }
-            machines = {name: future.result() for name, future in starting.items()}
+            machines = enter_together(stack, contexts)
+        progress.join(each.values())
         yield StartedMachines(image, kernel, built, machines)
