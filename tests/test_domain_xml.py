@@ -11,7 +11,7 @@ import pytest
 
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.wires import WireEnd
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.errors import UsageError
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -121,5 +121,5 @@ def test_each_wire_is_an_interface_on_a_hub_of_its_own(domain: Domain) -> None:
 def test_the_number_of_wires_has_a_limit_that_is_told(domain: Domain) -> None:
     ends = tuple(WireEnd(f"02:00:00:00:00:{n:02x}", 1500, n) for n in range(13))
     assert sum("netdev=port" in v for v in _values(replace(domain, wires=ends[:12]))) == 12
-    with pytest.raises(ProvisionError, match=r"^machine m has 13 links to other machines"):
+    with pytest.raises(UsageError, match=r"^machine m has 13 links to other machines"):
         replace(domain, wires=ends).xml()

@@ -45,9 +45,20 @@ def test_what_goes_into_a_dead_end_is_lost_and_nothing_comes_out() -> None:
     ):
         assert [(e.mac, e.mtu) for e in dead] == [(e.mac, e.mtu) for e in wires["client"]]
         assert {e.descriptor for e in dead}.isdisjoint(e.descriptor for e in wires["client"])
-        with pytest.raises(BrokenPipeError):
+        with pytest.raises(ConnectionRefusedError):
             os.write(dead[0].descriptor, b"x")
-        assert os.read(dead[0].descriptor, 10) == b""
+        # Not even an end: it would be read again and again.
+        os.set_blocking(dead[0].descriptor, False)
+        with pytest.raises(BlockingIOError):
+            os.read(dead[0].descriptor, 10)
+
+
+def test_a_wire_keeps_what_the_other_end_does_not_take_yet() -> None:
+    with wires_between_machines(load_environment("siw")) as wires:
+        (server,), (to_server, _) = wires["server"], wires["client"]
+        for _ in range(256):
+            os.write(to_server.descriptor, b"x" * 100)
+        assert {len(os.read(server.descriptor, 20000)) for _ in range(256)} == {100}
 
 
 def test_an_end_in_a_namespace_of_a_shared_machine() -> None:

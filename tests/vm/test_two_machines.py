@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from smbdirect_testbed import paths
 from smbdirect_testbed.carriers.virtual_machine import VmMachine
 from smbdirect_testbed.envfile import load_environment
 from smbdirect_testbed.environment import provide
-from smbdirect_testbed.errors import MachineDied
+from smbdirect_testbed.errors import ExitStatus, MachineDied
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.runner import with_start
@@ -100,15 +101,24 @@ def test_delay_and_loss_of_a_link_are_measured(
     assert failed == ({delay, loss} if broken else set())
 
 
-def test_killed_while_several_start(testbed: Testbed) -> None:
-    proc = testbed.start("run", "siw", "--cold", "-k", "rping")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("name", ["siw", "uml-siw"])
+def test_killed_while_several_start(testbed: Testbed, name: str, number: signal.Signals) -> None:
+    proc = testbed.start("run", name, "--cold", "-k", "rping")
     assert proc.stdout
     for line in proc.stdout:
         if "starting machine kserver" in line:
             break
-    proc.kill()
+    begun = time.monotonic()
+    proc.send_signal(number)
+    rest = proc.stdout.read()
     proc.wait()
-    assert testbed.run("clean", "--yes").status == 0
+    if number is signal.SIGINT:
+        assert proc.returncode == ExitStatus.INTERRUPTED
+        assert "Traceback" not in rest
+        assert time.monotonic() - begun < 15
+    else:
+        assert testbed.run("clean", "--yes").status == 0
     assert testbed.leftovers() == []
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from smbdirect_testbed.carriers.wires import WireEnd
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.errors import UsageError
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU_NAMESPACE)
@@ -164,7 +164,7 @@ class Domain:
 
     def _wire_arguments(self) -> Iterator[str]:
         if len(self.wires) > _MOST_WIRES:
-            raise ProvisionError(
+            raise UsageError(
                 f"machine {self.name} has {len(self.wires)} links to other machines: a virtual"
                 f" machine has place for {_MOST_WIRES}"
             )

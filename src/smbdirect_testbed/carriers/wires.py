@@ -1,8 +1,8 @@
 """Wires between machines: Ethernet over Unix sockets, one frame a message.
 
 A wire is a pair of connected sockets that have no name. Both machines get theirs when they are
-started, in any order; what one sends is kept until the other takes it. When one of them ends, the
-other sends into the void, and nothing is left to clean up.
+started, in any order; what one sends is kept until the other takes it. When one of them ends, what
+the other sends is refused and lost, and nothing is left to clean up.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Not datagrams: of those only ten are queued, and the rest would be lost.
-    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Datagrams have no end: when a machine ends, a sequence of packets would have the other read
+    # nothing for ever, which keeps User Mode Linux busy to the point of standing still. The queue
+    # of a pair is as long as its buffer; only of other sockets ten datagrams are kept.
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
     return pair
