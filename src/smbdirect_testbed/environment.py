@@ -114,7 +114,7 @@ class Environment:
             "environment": self.spec.name,
             "carrier": self.spec.carrier.value,
             "accelerator": self.machine.accelerator,
-            **self.machine.provenance,
+            **joined_facts({name: m.provenance for name, m in self.machines.items()}),
             "kernel": self.kernel.release if self.kernel else self.image.kernel_release,
             "kernel_options": " ".join(self.spec.machine.kernel_options),
             "image": self.image.name,
@@ -125,6 +125,18 @@ class Environment:
             "driver_version": self.driver.built.version,
             "driver_digest": self.driver.built.digest,
         }
+
+
+def joined_facts(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Facts about machines, by the machine's name: as of one where they are the same."""
+    joined = {}
+    for key in {key: None for of_machine in facts.values() for key in of_machine}:
+        values = {name: of_machine.get(key, "") for name, of_machine in facts.items()}
+        if len(set(values.values())) == 1:
+            joined[key] = next(iter(values.values()))
+        else:
+            joined[key] = ", ".join(f"{name}: {value or 'none'}" for name, value in values.items())
+    return joined
 
 
 @contextmanager
