@@ -62,25 +62,38 @@ def test_one_that_fails_takes_the_others_along(journal: Journal) -> None:
     assert sorted(journal.notes) == ["a out", "b in", "b out"]
 
 
-def test_an_interrupt_reaches_all_of_them(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupts_reach_all_of_them_once(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     waiting = threading.Barrier(3, timeout=5)
+    left = [waiting.wait] + [lambda: 0] * (times - 1)
 
-    def wait() -> None:
-        waiting.wait()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
+    def work() -> None:
+        try:
+            waiting.wait()
+            _sleep(10)
+        finally:
+            # A second interrupt would end this.
+            _sleep(0.3)
+            journal.notes.append("cleaned up")
 
-    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
-        monkeypatch.undo()
-        waiting.wait()
-        raise KeyboardInterrupt
+    def join(thread: threading.Thread, timeout: float | None = None) -> None:
+        if left:
+            left.pop(0)()
+            raise KeyboardInterrupt
+        original(thread, timeout)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    original = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", join)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
-        enter_together(stack, {name: journal.context(name, wait) for name in ("a", "b")})
+        enter_together(stack, {name: journal.context(name, work) for name in ("a", "b")})
     assert time.monotonic() - begun < 5
-    assert sorted(journal.notes) == ["a out", "b out"]
+    assert sorted(journal.notes) == ["a out", "b out", "cleaned up", "cleaned up"]
+
+
+def _sleep(seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -22,21 +22,26 @@ def enter_together(
     if len(contexts) == 1:
         return {name: stack.enter_context(context) for name, context in contexts.items()}
     entering = {name: _Entering(context) for name, context in contexts.items()}
-    try:
-        for thread in entering.values():
-            thread.start()
-        for thread in entering.values():
-            thread.join()
-    except BaseException:
-        for thread in entering.values():
-            thread.interrupt()
-        raise
-    finally:
-        for thread in entering.values():
-            if thread.ident is not None:
-                thread.join()
-            if thread.entered:
-                stack.push(thread.context)
+    interrupted = False
+    while True:
+        try:
+            for thread in entering.values():
+                if interrupted:
+                    thread.interrupt()
+                elif thread.ident is None:
+                    thread.start()
+            for thread in entering.values():
+                if thread.ident is not None:
+                    thread.join()
+            break
+        except KeyboardInterrupt:
+            # And again for those who are impatient: nobody is left behind half way.
+            interrupted = True
+    for thread in entering.values():
+        if thread.entered:
+            stack.push(thread.context)
+    if interrupted:
+        raise KeyboardInterrupt
     return {name: thread.outcome() for name, thread in entering.items()}
 
 
@@ -47,6 +52,7 @@ class _Entering(threading.Thread, Generic[T]):
         super().__init__()
         self.context = context
         self.entered = False
+        self._interrupted = False
         self._value: T | None = None
         self._error: BaseException | None = None
 
@@ -58,8 +64,12 @@ class _Entering(threading.Thread, Generic[T]):
             self._error = e
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the thread, as soon as it does not wait for the kernel."""
-        if self.is_alive():
+        """Raise KeyboardInterrupt in the thread, as soon as it does not wait for the kernel.
+
+        Only once: then it is cleaning up.
+        """
+        if self.is_alive() and not self._interrupted:
+            self._interrupted = True
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)
             )
