@@ -66,14 +66,16 @@ def test_one_that_fails_takes_the_others_along(journal: Journal) -> None:
 def test_interrupts_reach_all_of_them_once(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    waiting = threading.Barrier(3, timeout=5)
-    left = [waiting.wait] + [lambda: 0] * (times - 1)
+    waiting, cleaning = (threading.Barrier(3, timeout=5) for _ in range(2))
+    left = [waiting.wait, cleaning.wait][:times]
 
     def work() -> None:
         try:
             waiting.wait()
             _sleep(10)
         finally:
+            if times == 2:
+                cleaning.wait()
             # A second interrupt would end this.
             _sleep(0.3)
             journal.notes.append("cleaned up")
