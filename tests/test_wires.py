@@ -25,6 +25,7 @@ def test_both_ends_are_one_wire_for_whole_frames() -> None:
         (server,), (kserver,) = wires["server"], wires["kserver"]
         assert len({w.mac for w in (to_server, to_kserver, server, kserver)}) == 4
         assert to_server.mtu == spec.links[0].mtu
+        assert (to_server.far, server.far) == (server.descriptor, to_server.descriptor)
         os.write(to_server.descriptor, b"x" * 9000)
         os.write(to_server.descriptor, b"y")
         assert os.read(server.descriptor, 20000) == b"x" * 9000

@@ -32,7 +32,8 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SMBDIRECT_TESTBED_STATE": str(self.state)}
+        own = {"STATE": self.state, "RESULTS": self.directory / "results"}
+        return {**os.environ, **{f"SMBDIRECT_TESTBED_{k}": str(path) for k, path in own.items()}}
 
     def start(self, *arguments: str, program: Sequence[str] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -2,7 +2,7 @@
 
 A wire is a pair of connected sockets that have no name. Both machines get theirs when they are
 started, in any order; what one sends is kept until the other takes it. When one of them ends, what
-the other sends is refused and lost, and nothing is left to clean up.
+the other sends is lost, and nothing is left to clean up.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class WireEnd:
 
     :param mac: the address of the machine's interface
     :param mtu: bytes
-    :param descriptor: the socket, open as long as the machines are being started; the machine
-        inherits it
+    :param descriptor: the socket, open as long as the machines are being started
+    :param far: the other end's. Who keeps it, too, does not notice that the other machine has
+        ended: what it sends is not refused then.
     """
 
     mac: str
     mtu: int
     descriptor: int
+    far: int
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def dead_ends(ends: Iterable[WireEnd]) -> Iterator[tuple[WireEnd, ...]]:
             here, there = _pair()
             there.close()
             stack.enter_context(here)
-            dead.append(replace(end, descriptor=here.fileno()))
+            dead.append(replace(end, descriptor=here.fileno(), far=-1))
         yield tuple(dead)
 
 
@@ -55,16 +57,17 @@ def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple
         for number, link in enumerate(spec.links):
             if not spec.crosses(link):
                 continue
-            for (host, end), wire in zip(planned_link(number, link).items(), _pair(), strict=True):
-                stack.enter_context(wire)
-                ends[spec.host(host).machine].append(WireEnd(end.mac, link.mtu, wire.fileno()))
+            pair = [stack.enter_context(wire) for wire in _pair()]
+            near, far = (wire.fileno() for wire in pair)
+            for host, end in planned_link(number, link).items():
+                ends[spec.host(host).machine].append(WireEnd(end.mac, link.mtu, near, far))
+                near, far = far, near
         yield {name: tuple(of_machine) for name, of_machine in ends.items()}
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Datagrams have no end: when a machine ends, a sequence of packets would have the other read
-    # nothing for ever, which keeps User Mode Linux busy to the point of standing still. The queue
-    # of a pair is as long as its buffer; only of other sockets ten datagrams are kept.
+    # Datagrams have no end, of which the other machine would read for ever. The queue of a pair is as
+    # long as its buffer; only of other sockets eleven datagrams are kept.
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
