@@ -118,7 +118,7 @@ def test_killed_while_several_start(testbed: Testbed, name: str, number: signal.
 def _ping(here: Host, there: Host, *, size: int, count: int = 5) -> bool:
     address = str(there.end_towards(here).ipv4.ip)
     options = ["-M", "do", "-c", str(count), "-i", "0.01", "-W", "1", "-s", str(size)]
-    return here.run(["ping", *options, address], check=False).ok
+    return here.run(["ping", *options, address], check=False, timeout=20).ok
 
 
 def _rping(client: Host, server: Host) -> None:

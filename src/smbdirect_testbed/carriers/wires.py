@@ -66,7 +66,7 @@ def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Datagrams have no end, of which the other machine would read for ever. The queue of a pair is as
+    # Datagrams have no end, which the other machine would read for ever. The queue of a pair is as
     # long as its buffer; only of other sockets eleven datagrams are kept.
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
