@@ -124,13 +124,12 @@ def test_what_the_kernel_refuses_is_told(call: Call) -> None:
 
 _UNMOUNT = """
 import os, sys, threading
-from smbdirect_testbed import agent
+from smbdirect_testbed.agent import kernel
 target = sys.argv[1]
-agent._mount("none", target, "tmpfs", 0)
-agent._MOUNTS = (("none", target, "tmpfs", 0, None),)
+kernel.mount("none", target, "tmpfs", 0)
 file = open(target + "/x", "w")
 threading.Timer(0.3, file.close).start()
-agent._unmount_all()
+kernel.umount(target)
 print(os.path.ismount(target))
 """
 
