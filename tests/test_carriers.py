@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from smbdirect_testbed.carriers import virtual_machine
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
 from smbdirect_testbed.carriers.domain_xml import Accelerator
 from smbdirect_testbed.carriers.qemu_process import Identity, end_processes, open_process
@@ -223,3 +224,13 @@ def test_a_watched_command_ends_when_the_watch_raises() -> None:
     with pytest.raises(MachineDied):
         run_watched(["sleep", "60"], input=None, timeout=60, watch=died)
     assert time.monotonic() - begun < 3
+
+
+def test_what_qemu_only_warns_of_is_not_why_it_ended(tmp_path: Path) -> None:
+    log = tmp_path / "m.log"
+    log.write_text("2026-11-22T10:00:00.1Z qemu-system-x86_64: warning: TCG lacks something\n")
+    assert virtual_machine._complaint(tmp_path) is None
+    with log.open("a") as more:
+        more.write("2026-11-22T10:00:01.1Z qemu-system-x86_64: cannot set up guest memory\n")
+        more.write("2026-11-22T10:00:02.1Z qemu-system-x86_64: warning: and more\n")
+    assert virtual_machine._complaint(tmp_path) == "QEMU has ended: cannot set up guest memory"

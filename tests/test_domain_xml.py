@@ -10,6 +10,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
+from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.errors import UsageError
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -96,3 +98,28 @@ def test_the_agent_has_the_second_serial_port(domain: Domain) -> None:
     assert second.find("source").get("path") == "/r/agent.sock"  # type: ignore[union-attr]
     # A clone's console begins with what its template said.
     assert first.find("source").get("append") == "on"  # type: ignore[union-attr]
+
+
+def _values(domain: Domain) -> list[str]:
+    return [a.get("value") or "" for a in ET.fromstring(domain.xml()).iter(f"{_QEMU}arg")]
+
+
+def test_each_wire_is_an_interface_on_a_hub_of_its_own(domain: Domain) -> None:
+    ends = (WireEnd("02:00:00:00:00:01", 9000, 7, 9), WireEnd("02:00:00:00:00:02", 1500, 8, 10))
+    values = _values(replace(domain, wires=ends))
+    assert [v for v in values if v.startswith("hubport,")] == [
+        "hubport,id=port1,hubid=1",
+        "hubport,id=port2,hubid=2",
+    ]
+    first, second = (v for v in values if "netdev=port" in v)
+    assert "netdev=port1,mac=02:00:00:00:00:01,host_mtu=9000,bus=pcie.0,addr=0x11" in first
+    assert "netdev=port2,mac=02:00:00:00:00:02,host_mtu=1500,bus=pcie.0,addr=0x12" in second
+    # The interface for ssh stays where it is: a machine's first.
+    assert any("netdev=ssh" in v and v.endswith("addr=0x10") for v in values)
+
+
+def test_the_number_of_wires_has_a_limit_that_is_told(domain: Domain) -> None:
+    ends = tuple(WireEnd(f"02:00:00:00:00:{n:02x}", 1500, n, 99) for n in range(13))
+    assert sum("netdev=port" in v for v in _values(replace(domain, wires=ends[:12]))) == 12
+    with pytest.raises(UsageError, match=r"^machine m has 13 links to other machines"):
+        replace(domain, wires=ends).xml()

@@ -52,6 +52,7 @@ def test_values_arrive_in_the_spec() -> None:
             'origin = "git"\nurl = "u"\ncommit = "v7.3"',
             "driver.commit: string should match pattern",
         ),
+        ('role = "client"', 'role = "client"\ncarrier = "uml"', "have the same carrier; remove"),
         ('description = "', 'name = "y"\ndescription = "', "named by its file"),
     ],
 )

@@ -172,11 +172,11 @@ def test_a_discarded_template_is_gone_and_another_in_its_place_is_not(progress: 
 
 
 def test_old_templates_go(cache_directory: Path, progress: Progress) -> None:
-    for number in range(9):
+    for number in range(13):
         found = templates.provide(cache.digest([str(number)]), _fill, progress)
         os.utime(found.directory, (number, number))
     names = {p.name for p in (cache_directory / "templates").iterdir()}
-    assert names == {cache.digest([str(n)])[:16] for n in range(3, 9)}
+    assert names == {cache.digest([str(n)])[:16] for n in range(3, 13)}
 
 
 def test_clean_removes_templates(cache_directory: Path, progress: Progress) -> None:

@@ -120,3 +120,24 @@ def test_what_the_kernel_refuses_is_told(call: Call) -> None:
         "make_link", ends=[_end("a", 1), bad], mtu=1500, neighbours=False, delay=0, loss=0
     )
     assert answer["error"].startswith("make_link: ")
+
+
+_UNMOUNT = """
+import os, sys, threading
+from smbdirect_testbed.agent import kernel
+target = sys.argv[1]
+kernel.mount("none", target, "tmpfs", 0)
+file = open(target + "/x", "w")
+threading.Timer(0.3, file.close).start()
+kernel.umount(target)
+print(os.path.ismount(target))
+"""
+
+
+def test_a_file_system_in_use_is_unmounted_a_moment_later(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    private = ["unshare", "--mount", "--propagation=private"]
+    argv = [*private, sys.executable, "-c", _UNMOUNT, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")

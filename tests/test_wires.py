@@ -6,7 +6,9 @@ import dataclasses
 import os
 import socket
 
-from smbdirect_testbed.carriers.wires import wires_between_machines
+import pytest
+
+from smbdirect_testbed.carriers.wires import dead_ends, wires_between_machines
 from smbdirect_testbed.envfile import load_environment
 
 
@@ -23,6 +25,7 @@ def test_both_ends_are_one_wire_for_whole_frames() -> None:
         (server,), (kserver,) = wires["server"], wires["kserver"]
         assert len({w.mac for w in (to_server, to_kserver, server, kserver)}) == 4
         assert to_server.mtu == spec.links[0].mtu
+        assert (to_server.far, server.far) == (server.descriptor, to_server.descriptor)
         os.write(to_server.descriptor, b"x" * 9000)
         os.write(to_server.descriptor, b"y")
         assert os.read(server.descriptor, 20000) == b"x" * 9000
@@ -34,6 +37,35 @@ def test_both_ends_are_one_wire_for_whole_frames() -> None:
         except OSError:
             continue
         raise AssertionError("a wire outlived its context")
+
+
+def test_what_goes_into_a_dead_end_is_lost_and_nothing_comes_out() -> None:
+    with (
+        wires_between_machines(load_environment("siw")) as wires,
+        dead_ends(wires["client"]) as dead,
+    ):
+        assert [(e.mac, e.mtu) for e in dead] == [(e.mac, e.mtu) for e in wires["client"]]
+        assert {e.descriptor for e in dead}.isdisjoint(e.descriptor for e in wires["client"])
+        with pytest.raises(ConnectionRefusedError):
+            os.write(dead[0].descriptor, b"x")
+        # Not even an end: it would be read again and again.
+        os.set_blocking(dead[0].descriptor, False)
+        with pytest.raises(BlockingIOError):
+            os.read(dead[0].descriptor, 10)
+
+
+def test_a_wire_keeps_what_the_other_end_does_not_take_yet() -> None:
+    with wires_between_machines(load_environment("siw")) as wires:
+        (server,), (to_server, _) = wires["server"], wires["client"]
+        for _ in range(256):
+            os.write(to_server.descriptor, b"x" * 100)
+        assert {len(os.read(server.descriptor, 20000)) for _ in range(256)} == {100}
+
+
+def test_an_end_in_a_namespace_of_a_shared_machine() -> None:
+    spec = load_environment("rxe-two-machines")
+    with wires_between_machines(spec) as wires:
+        assert {name: len(ends) for name, ends in wires.items()} == {"client": 2, "server": 2}
 
 
 def test_the_part_of_a_spec_on_one_machine() -> None:

@@ -50,6 +50,12 @@ def parse_environment(text: str, path: Path) -> EnvironmentSpec:
     table = parse_toml(text, path)
     if "name" in table:
         raise UsageError(f"{path}: name: an environment is named by its file; remove the key")
+    hosts = table.get("hosts")
+    if any("carrier" in host for host in hosts or () if isinstance(host, dict)):
+        raise UsageError(
+            f"{path}: hosts: all machines of an environment have the same carrier; remove the key"
+            " carrier from the host"
+        )
     spec = validate(_SPEC, {"name": path.stem, **table}, path)
     recipe = paths.images() / f"{spec.image}.toml"
     if not recipe.exists():

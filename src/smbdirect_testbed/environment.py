@@ -29,6 +29,7 @@ from smbdirect_testbed.running_kernel import RunningKernel
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbd import known_transports, running_smbd
 from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.together import enter_together
 from smbdirect_testbed.topology import Place, made_hosts
 from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
 
@@ -113,7 +114,7 @@ class Environment:
             "environment": self.spec.name,
             "carrier": self.spec.carrier.value,
             "accelerator": self.machine.accelerator,
-            **self.machine.provenance,
+            **joined_facts({name: m.provenance for name, m in self.machines.items()}),
             "kernel": self.kernel.release if self.kernel else self.image.kernel_release,
             "kernel_options": " ".join(self.spec.machine.kernel_options),
             "image": self.image.name,
@@ -124,6 +125,18 @@ class Environment:
             "driver_version": self.driver.built.version,
             "driver_digest": self.driver.built.digest,
         }
+
+
+def joined_facts(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Facts about machines, by the machine's name: as of one where they are the same."""
+    joined = {}
+    for key in {key: None for of_machine in facts.values() for key in of_machine}:
+        values = {name: of_machine.get(key, "") for name, of_machine in facts.items()}
+        if len(set(values.values())) == 1:
+            joined[key] = next(iter(values.values()))
+        else:
+            joined[key] = ", ".join(f"{name}: {value or 'none'}" for name, value in values.items())
+    return joined
 
 
 @contextmanager
@@ -240,28 +253,24 @@ def started_machines(
     :raises ProvisionError: a step failed
     """
     image, kernel, built = provide_parts(spec, progress)
+    each = {name: progress.beside() for name in spec.machines}
     with ExitStack() as stack:
-        with (
-            wires_between_machines(spec) as wires,
-            ThreadPoolExecutor(len(spec.machines)) as pool,
-        ):
-            starting = {
-                name: pool.submit(
-                    stack.enter_context,
-                    started_machine(
-                        name,
-                        image,
-                        kernel,
-                        built,
-                        spec,
-                        machine_directory(directory, name),
-                        progress,
-                        keep=keep,
-                        plan=None if kernel else template_plan(spec, name, built),
-                        wires=wires[name],
-                    ),
+        with wires_between_machines(spec) as wires:
+            contexts = {
+                name: started_machine(
+                    name,
+                    image,
+                    kernel,
+                    built,
+                    spec,
+                    machine_directory(directory, name),
+                    of_machine,
+                    keep=keep,
+                    plan=None if kernel else template_plan(spec, name, built),
+                    wires=wires[name],
                 )
-                for name in spec.machines
+                for name, of_machine in each.items()
             }
-            machines = {name: future.result() for name, future in starting.items()}
+            machines = enter_together(stack, contexts)
+        progress.join(each.values())
         yield StartedMachines(image, kernel, built, machines)

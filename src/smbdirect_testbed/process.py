@@ -52,6 +52,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     log: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> CommandResult:
     """Run a command to its end and return what it printed.
 
@@ -62,6 +63,7 @@ def run(
     :param env: variables to add to the environment
     :param log: a file to append the command line and all of its output to; stdout and stderr of
         the result are then one text, in stdout
+    :param pass_fds: file descriptors that it inherits
     :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
     :raises ProvisionError: the command does not exist
     """
@@ -76,6 +78,7 @@ def run(
             env={**os.environ, **env} if env else None,
             cwd=cwd,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as e:
         raise ProvisionError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +49,24 @@ class Progress:
         self.timings[key] = round(self.timings.get(key, 0.0) + seconds, 3)
         self.say(f"{text}: done in {seconds:.1f} s")
 
+    def beside(self) -> Progress:
+        """One for something that happens beside other things; see :meth:`join`."""
+        return Progress(self.started, quiet=self.quiet)
+
+    def join(self, others: Iterable[Progress]) -> None:
+        """Count the phases of things that happened at the same time: each as the longest took."""
+        longest: dict[str, float] = {}
+        for other in others:
+            for key, seconds in other.timings.items():
+                longest[key] = max(seconds, longest.get(key, 0.0))
+        for key, seconds in longest.items():
+            self.timings[key] = round(self.timings.get(key, 0.0) + seconds, 3)
+
     def say(self, text: str) -> None:
         """Print one line with the seconds since the command began."""
         if not self.quiet:
-            print(f"[{self.elapsed():6.1f}] {text}", file=sys.stderr, flush=True)
+            # With its end, so that those of threads stay whole.
+            print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.stderr, flush=True)
 
     def elapsed(self) -> float:
         """Seconds since the command began."""

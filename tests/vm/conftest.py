@@ -32,7 +32,8 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SMBDIRECT_TESTBED_STATE": str(self.state)}
+        own = {"STATE": self.state, "RESULTS": self.directory / "results"}
+        return {**os.environ, **{f"SMBDIRECT_TESTBED_{k}": str(path) for k, path in own.items()}}
 
     def start(self, *arguments: str, program: Sequence[str] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -114,7 +115,7 @@ def module_testbed(tmp_path_factory: pytest.TempPathFactory) -> Testbed:
     return Testbed(tmp_path_factory.mktemp("testbed"))
 
 
-Sabotaged = Callable[[str, str], Outcome]
+Sabotaged = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def sabotaged(testbed: Testbed) -> Sabotaged:
     """Run scenarios after breaking one thing; see ``sabotage.py``."""
     program = [str(Path(__file__).with_name("sabotage.py"))]
 
-    def run(what: str, expression: str) -> Outcome:
-        return testbed.run(what, expression, program=program)
+    def run(what: str, expression: str, environment: str = "rxe") -> Outcome:
+        return testbed.run(what, expression, environment, program=program)
 
     return run

@@ -1,6 +1,7 @@
 """Break one thing of an environment on purpose, then run scenarios in it.
 
-Usage: sabotage.py WHAT EXPRESSION; the exit status is that of the run.
+Usage: sabotage.py WHAT EXPRESSION ENVIRONMENT; the exit status is that of the run. An empty WHAT
+breaks nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import pytest
 
 from smbdirect_testbed.envfile import load_environment
 from smbdirect_testbed.environment import Environment
+from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.runner import run_scenarios
-from smbdirect_testbed.spec import ServerKind
+from smbdirect_testbed.spec import Role, ServerKind
 from smbdirect_testbed.wait import wait_until
 
 
@@ -53,13 +55,35 @@ def tcp_on_5445(environment: Environment) -> None:
 
 def panic(environment: Environment) -> None:
     """The kernel panics under the first scenario."""
-    environment.machine.run(
-        ["sh", "-c", "(sleep 3; echo c >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &"]
-    )
+    _panic_soon(environment.machine)
+
+
+def panic_of_client(environment: Environment) -> None:
+    """The same, on the machine that the client has for itself."""
+    _panic_soon(environment.host(Role.CLIENT).machine)
+
+
+def _panic_soon(machine: Machine) -> None:
+    machine.run(["sh", "-c", "(sleep 3; echo c >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &"])
+
+
+def stop_netem(environment: Environment) -> None:
+    """Links neither delay nor lose anything, whatever their environment says."""
+    for host in environment.hosts.values():
+        for end in host.ends:
+            host.run(["tc", "qdisc", "del", "dev", end.device, "root"], check=False)
 
 
 SABOTAGE: dict[str, Callable[[Environment], None]] = {
-    f.__name__: f for f in (unload_socket_module, stop_smbd, tcp_on_5445, panic)
+    f.__name__: f
+    for f in (
+        unload_socket_module,
+        stop_smbd,
+        tcp_on_5445,
+        panic,
+        panic_of_client,
+        stop_netem,
+    )
 }
 
 
@@ -75,14 +99,14 @@ class Saboteur:
 
 
 if __name__ == "__main__":
-    what, expression = sys.argv[1:]
+    what, expression, name = sys.argv[1:]
     sys.exit(
         run_scenarios(
-            load_environment("rxe"),
+            load_environment(name),
             [],
             expression,
             Progress(),
             keep=False,
-            plugins=[Saboteur(SABOTAGE[what])],
+            plugins=[Saboteur(SABOTAGE[what])] if what else [],
         )
     )

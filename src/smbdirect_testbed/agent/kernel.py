@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -30,8 +31,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _check(status: int) -> int:
     if status < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
     return status
 
 
@@ -52,8 +53,16 @@ def mount(source: str, target: str, kind: str, flags: int, data: str | None = No
 
 
 def umount(target: str) -> None:
-    """umount(2)."""
-    _check(_libc.umount2(target.encode(), 0))
+    """umount(2), a moment later when someone is looking for a file there just now."""
+
+    def done() -> bool:
+        status = _libc.umount2(target.encode(), 0)
+        if status < 0 and ctypes.get_errno() == errno.EBUSY:
+            return False
+        _check(status)
+        return True
+
+    wait(done, f"{target} not to be in use")
 
 
 def open_tree(target: str) -> int:

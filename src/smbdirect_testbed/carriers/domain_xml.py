@@ -5,15 +5,23 @@ Format: https://libvirt.org/formatdomain.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
+from smbdirect_testbed.carriers.wires import WireEnd
+from smbdirect_testbed.errors import UsageError
+
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU_NAMESPACE)
+
+_SSH_SLOT = 0x10
+"""On the PCI bus; libvirt takes low ones, and wires follow."""
+_MOST_WIRES = 12
+"""The chipset has the last slots itself."""
 
 SHARE_TAG = "testbed"
 """The name under which the guest mounts the shared directory by 9p."""
@@ -61,6 +69,7 @@ class Domain:
     :param ssh_port: the loopback port that leads to the guest's port 22
     :param mac: of the interface that ssh comes by
     :param agent: the Unix socket that leads to the second serial port
+    :param wires: each is an interface on a hub, which is plugged together with the socket later
     :param ram: None for memory that is no file
     :param incoming: do not boot, but wait for the state of another machine
     """
@@ -81,6 +90,7 @@ class Domain:
     ssh_port: int
     mac: str
     agent: Path
+    wires: tuple[WireEnd, ...] = ()
     ram: RamFile | None = None
     incoming: bool = False
 
@@ -142,7 +152,8 @@ class Domain:
             "-netdev",
             f"user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
             "-device",
-            f"virtio-net-pci,netdev=ssh,mac={self.mac},bus=pcie.0,addr=0x10",
+            f"virtio-net-pci,netdev=ssh,mac={self.mac},bus=pcie.0,addr={_SSH_SLOT:#x}",
+            *self._wire_arguments(),
             # libvirt lets QEMU pause at the guest's end and then ends it; but no libvirt
             # watches a machine that is kept.
             "-action",
@@ -150,6 +161,22 @@ class Domain:
             *self._ram_arguments(),
             *(("-incoming", "defer") if self.incoming else ()),
         )
+
+    def _wire_arguments(self) -> Iterator[str]:
+        if len(self.wires) > _MOST_WIRES:
+            raise UsageError(
+                f"machine {self.name} has {len(self.wires)} links to other machines: a virtual"
+                f" machine has place for {_MOST_WIRES}"
+            )
+        for number, wire in enumerate(self.wires, 1):
+            yield "-netdev"
+            yield f"hubport,id=port{number},hubid={number}"
+            yield "-device"
+            # Behind the interface for ssh, which has to be the first.
+            yield (
+                f"virtio-net-pci,netdev=port{number},mac={wire.mac},host_mtu={wire.mtu}"
+                f",bus=pcie.0,addr={_SSH_SLOT + number:#x}"
+            )
 
     def _ram_arguments(self) -> tuple[str, ...]:
         # libvirt chooses the names of memory files itself.

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,13 @@ class Versions:
 
 
 def start_domain(
-    root: Path, xml: str, uuid: UUID, capabilities_cache: Path, *, state: Path | None = None
+    root: Path,
+    xml: str,
+    uuid: UUID,
+    capabilities_cache: Path,
+    *,
+    state: Path | None = None,
+    wires: Sequence[int] = (),
 ) -> Versions:
     """Start a domain below a root directory of its own.
 
@@ -68,13 +75,15 @@ def start_domain(
     :param uuid: the domain's, which makes all processes that belong to it known by their arguments
     :param capabilities_cache: where libvirt's knowledge of QEMU is kept between roots
     :param state: what :func:`save_domain` saved of another domain, for one that waits for it
+    :param wires: sockets, as file descriptors, for the domain's hubs 1, 2, ...
     :raises StartFailed: with libvirt's reason
     """
     configuration = root / "etc" / "qemu.conf"
     configuration.parent.mkdir(parents=True, exist_ok=True)
     configuration.write_text(_CONFIGURATION.format(uid=os.geteuid(), gid=os.getegid()))
     _copy_newer(capabilities_cache, root / _CAPABILITIES)
-    _work(root, uuid, "start", *([state] if state else []), input=xml)
+    words = ["start", state or "", *map(str, wires)]
+    _work(root, uuid, *words, input=xml, pass_fds=wires)
     _copy_newer(root / _CAPABILITIES, capabilities_cache)
     return _read_versions(root / "log" / "qemu")
 
@@ -91,12 +100,15 @@ def save_domain(root: Path, uuid: UUID, state: Path) -> None:
     _work(root, uuid, "save", state)
 
 
-def _work(root: Path, uuid: UUID, *words: str | Path, input: str = "") -> None:
+def _work(
+    root: Path, uuid: UUID, *words: str | Path, input: str = "", pass_fds: Sequence[int] = ()
+) -> None:
     try:
         process.run(
             [sys.executable, "-m", _WORKER, root, str(uuid), *words],
             input=input,
             timeout=_TIMEOUT,
+            pass_fds=pass_fds,
             # An ordinary user's libvirt would leave files in their home directory.
             env={f"XDG_{kind}_HOME": str(root / "home") for kind in ("CACHE", "CONFIG", "DATA")},
         )

@@ -1,6 +1,7 @@
 """The process that :mod:`.libvirt_embed` runs: opens libvirt, does one thing to a domain, leaves.
 
-Usage: ROOT UUID start [STATE] (the domain's XML on standard input), or ROOT UUID save STATE.
+Usage: ROOT UUID start STATE [WIRE...] (the domain's XML on standard input; an empty STATE boots it;
+wires are inherited sockets), or ROOT UUID save STATE.
 
 The state of a machine is QEMU's migration stream. It goes through a Unix socket below the root:
 QEMU is confined by libvirt and may not run programs. Memory that is a shared file is left out of
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _become_reaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _work(root: str, uuid: str, do: str, state: str = "") -> int:
+def _work(root: str, uuid: str, do: str, state: str, *wires: str) -> int:
     """Work on a domain; returns an exit status."""
     import libvirt
 
@@ -61,16 +62,28 @@ def _work(root: str, uuid: str, do: str, state: str = "") -> int:
         connection = libvirt.open(f"qemu:///embed?root={root}")
         if do == "save":
             _save(connection.lookupByUUIDString(uuid), Path(root), Path(state))
-        elif state:
-            domain = connection.createXML(sys.stdin.read(), libvirt.VIR_DOMAIN_START_PAUSED)
-            _load(domain, Path(root), Path(state))
-            domain.resume()
         else:
-            connection.createXML(sys.stdin.read(), 0)
+            domain = connection.createXML(sys.stdin.read(), libvirt.VIR_DOMAIN_START_PAUSED)
+            for number, wire in enumerate(wires, 1):
+                _plug(domain, number, int(wire))
+            if state:
+                _load(domain, Path(root), Path(state))
+            domain.resume()
     except (libvirt.libvirtError, _Failed, OSError) as e:
         print(e, file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def _plug(domain: Any, number: int, wire: int) -> None:
+    """Connect the hub of that number, on which a network interface is, with a socket.
+
+    QEMU's command line could name the socket only if QEMU inherited it, which libvirt prevents.
+    """
+    name = f"wire{number}"
+    _ask(domain, "getfd", [wire], fdname=name)
+    _ask(domain, "netdev_add", type="dgram", id=name, local={"type": "fd", "str": name})
+    _ask(domain, "netdev_add", type="hubport", id=f"{name}-hub", hubid=number, netdev=name)
 
 
 def _save(domain: Any, root: Path, state: Path) -> None:
@@ -116,12 +129,16 @@ def _ignore_shared(domain: Any) -> None:
     _ask(domain, "migrate-set-capabilities", capabilities=capabilities)
 
 
-def _ask(domain: Any, command: str, **arguments: Any) -> Any:
-    """Give QEMU's monitor a command and return the answer."""
+def _ask(domain: Any, command: str, files: Sequence[int] = (), /, **arguments: Any) -> Any:
+    """Give QEMU's monitor a command, with open files, and return the answer."""
     import libvirt_qemu
 
     request = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))
+    if files:
+        said, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, list(files), 0)
+    else:
+        said = libvirt_qemu.qemuMonitorCommand(domain, request, 0)
+    answer = json.loads(said)
     if "error" in answer:
         raise _Failed(f"{command}: {answer['error'].get('desc')}")
     return answer["return"]

@@ -18,7 +18,6 @@ from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_stra
 from smbdirect_testbed.carriers.vm_state import find_strays
 from smbdirect_testbed.carriers.wires import WireEnd
 from smbdirect_testbed.driver.manifest import BuiltDriver
-from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.progress import Progress
@@ -62,10 +61,10 @@ def started_machine(
             name, image, kernel, spec.machine, directory, progress, keep=keep, wires=wires
         ) as uml:
             yield uml
-    elif wires:
-        raise UsageError("links between machines need carrier uml")
     else:
-        with vm_machine(name, image, spec.machine, directory, progress, keep=keep, plan=plan) as vm:
+        with vm_machine(
+            name, image, spec.machine, directory, progress, keep=keep, plan=plan, wires=wires
+        ) as vm:
             yield vm
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _VERSION = "1"
 _KIND = "templates"
-_KEPT = 6
+_KEPT = 10
 """Templates that stay in the cache, the last used ones: each takes some 300 MiB."""
 
 _PROGRAM = (

@@ -304,7 +304,12 @@ def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: in
             stderr=console,
             env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
             start_new_session=True,
-            pass_fds=[agent, ours, *(wire.descriptor for wire in plan.wires)],
+            # The far ends, too: what another machine's end refuses would make this one stand still.
+            pass_fds=[
+                agent,
+                ours,
+                *(fd for wire in plan.wires for fd in (wire.descriptor, wire.far)),
+            ],
         )
 
 

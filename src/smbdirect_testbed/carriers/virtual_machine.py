@@ -12,7 +12,7 @@ from smbdirect_testbed.machine import SharedDirectory
 from smbdirect_testbed.ssh import SshChannel
 
 _SHARED_THERE = PurePosixPath("/testbed")
-_COMPLAINT = re.compile(r"^\S+Z qemu-[^ :]+: (.*)", re.MULTILINE)
+_COMPLAINT = re.compile(r"^\S+Z qemu-[^ :]+: (?!warning: )(.*)", re.MULTILINE)
 
 
 class VmMachine(SshMachine):

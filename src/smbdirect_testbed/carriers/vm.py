@@ -30,6 +30,7 @@ from smbdirect_testbed.carriers.vm_start import (
     clone,
 )
 from smbdirect_testbed.carriers.vm_state import VmRecord, VmState, find_strays
+from smbdirect_testbed.carriers.wires import WireEnd, dead_ends
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.progress import Progress
@@ -60,6 +61,7 @@ def vm_machine(
     *,
     keep: bool = False,
     plan: TemplatePlan | None = None,
+    wires: tuple[WireEnd, ...] = (),
 ) -> Iterator[VmMachine]:
     """A virtual machine that has booted ``image`` and takes commands.
 
@@ -71,6 +73,7 @@ def vm_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_vm` and :func:`destroy_vm`
+    :param wires: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -78,7 +81,7 @@ def vm_machine(
     destroy_vm(name, directory)
     kept = False
     try:
-        machine = _provide(name, Plan(image, spec), VmState(directory), progress, plan)
+        machine = _provide(name, Plan(image, spec, wires), VmState(directory), progress, plan)
         try:
             yield machine
         finally:
@@ -200,7 +203,9 @@ def _make_template(
     original = VmState(state.directory / _TEMPLATE)
     try:
         record = replace(record, name=_TEMPLATE)
-        machine = _boot(record, Plan(what.image, spec), original, progress, RamFile(ram, True))
+        with dead_ends(what.wires) as wires:
+            parts = Plan(what.image, spec, wires)
+            machine = _boot(record, parts, original, progress, RamFile(ram, True))
         try:
             prepared = plan.prepare(machine)
             machine.channel.close()

@@ -22,6 +22,7 @@ from smbdirect_testbed.carriers.sparse import copy_sparse
 from smbdirect_testbed.carriers.template import Template
 from smbdirect_testbed.carriers.virtual_machine import VmMachine
 from smbdirect_testbed.carriers.vm_state import Start, VmRecord, VmState
+from smbdirect_testbed.carriers.wires import WireEnd
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.spec import MachineSpec
@@ -43,6 +44,7 @@ class Plan:
 
     image: Image
     spec: MachineSpec
+    wires: tuple[WireEnd, ...] = ()
 
 
 class CloneFailed(ProvisionError):
@@ -155,6 +157,7 @@ def _start(
             ssh_port=record.ssh_port,
             mac=record.mac,
             agent=state.agent,
+            wires=plan.wires,
             ram=ram,
             incoming=incoming is not None,
         )
@@ -165,6 +168,7 @@ def _start(
                 record.uuid,
                 paths.cache() / "libvirt",
                 state=incoming,
+                wires=[wire.descriptor for wire in plan.wires],
             )
         except StartFailed as e:
             # Someone took the port between our look at it and QEMU's.

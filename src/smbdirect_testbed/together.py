@@ -1,0 +1,81 @@
+"""Starting several things at the same time: machines wait more than they compute."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def enter_together(
+    stack: ExitStack, contexts: Mapping[str, AbstractContextManager[T]]
+) -> dict[str, T]:
+    """Enter contexts, each in a thread of its own, and have a stack leave all that were entered.
+
+    What is raised is what the first of them raised, once the others are done. Ctrl-C reaches all
+    of them as if each were alone.
+    """
+    if len(contexts) == 1:
+        return {name: stack.enter_context(context) for name, context in contexts.items()}
+    entering = {name: _Entering(context) for name, context in contexts.items()}
+    interrupted = False
+    while True:
+        try:
+            for thread in entering.values():
+                if interrupted:
+                    thread.interrupt()
+                elif thread.ident is None:
+                    thread.start()
+            for thread in entering.values():
+                if thread.ident is not None:
+                    thread.join()
+            break
+        except KeyboardInterrupt:
+            # And again for those who are impatient: nobody is left behind half way.
+            interrupted = True
+    for thread in entering.values():
+        if thread.entered:
+            stack.push(thread.context)
+    if interrupted:
+        raise KeyboardInterrupt
+    return {name: thread.outcome() for name, thread in entering.items()}
+
+
+class _Entering(threading.Thread, Generic[T]):
+    """A context that is being entered."""
+
+    def __init__(self, context: AbstractContextManager[T]) -> None:
+        super().__init__()
+        self.context = context
+        self.entered = False
+        self._interrupted = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._value = self.context.__enter__()
+            self.entered = True
+        except BaseException as e:
+            self._error = e
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the thread, as soon as it does not wait for the kernel.
+
+        Only once: then it is cleaning up.
+        """
+        if self.is_alive() and not self._interrupted:
+            self._interrupted = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)
+            )
+
+    def outcome(self) -> T:
+        """What the context gave, or raise what it raised."""
+        if self._error:
+            raise self._error
+        return self._value  # type: ignore[return-value]
