@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -88,6 +89,35 @@ def test_a_work_directory_keeps_only_what_is_whole(
     root: BuildRoot, tmp_path: Path, error: BaseException | None, kept: bool
 ) -> None:
     assert leave(root, tmp_path, error) is kept
+
+
+def test_an_interrupted_use_is_resumed(root: BuildRoot, tmp_path: Path) -> None:
+    here = tmp_path / "root" / "build" / "w"
+    quiet = Progress(quiet=True)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("old.c", "new.c"):
+        (tree / name).write_text(name)
+    files = {"old.c": "-1", "new.c": "-2"}
+
+    def interrupted() -> None:
+        with root.work_directory("w", quiet) as work:
+            assert root.bring_tree(files, tree, work) == 2
+            for name in ("old.c", "old.o", "half.o"):
+                (here / name).touch()
+            for name in ("old.c", "old.o", buildroot._RECORD):
+                os.utime(here / name, (1, 1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with root.work_directory("w", quiet) as work:
+        assert sorted(p.name for p in here.iterdir()) == ["old.c", "old.o"]
+        assert root.bring_tree(files, tree, work) == 1
+        assert (here / "old.c").stat().st_mtime == 1
+        assert (here / "new.c").read_text() == "new.c"
+    with root.work_directory("w", quiet):
+        assert (here / "new.c").exists()
 
 
 def test_an_ordinary_user_needs_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.driver.build import compile_errors
+from smbdirect_testbed.driver.failure import compile_errors
 from smbdirect_testbed.driver.manifest import build_id, read_manifest, write_manifest
 from smbdirect_testbed.errors import ProvisionError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,11 +12,24 @@ from smbdirect_testbed.driver.sources import SourceFiles, git_source, tree_sourc
 from smbdirect_testbed.errors import ProvisionError, UsageError
 from smbdirect_testbed.progress import Progress
 
+DRIVER = [
+    "fs/smb/Makefile",
+    "fs/smb/client/x.c",
+    "fs/smb/common/x.c",
+    "fs/smb/gen_mapping",
+    "fs/smb/server/x.c",
+    "fs/smb/smbdirect/main.c",
+]
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     directory = tmp_path / "linux"
     (directory / "fs/smb/smbdirect").mkdir(parents=True)
+    for part in ("client", "common", "server"):
+        (directory / "fs/smb" / part).mkdir()
+        (directory / "fs/smb" / part / "x.c").touch()
+    (directory / "fs/smb/Makefile").write_text("obj-m := smbdirect/\n")
     (directory / "fs/smb/smbdirect/main.c").write_text("int main;\n")
     (directory / "fs/smb/gen_mapping").write_text("#!/bin/sh\n")
     (directory / "fs/smb/gen_mapping").chmod(0o700)
@@ -46,7 +60,7 @@ def repository(tree: Path) -> Path:
 
 def test_only_the_driver_is_taken_from_a_tree(tree: Path, tmp_path: Path) -> None:
     tree_source(tree).write(tmp_path / "out")
-    assert names(tmp_path / "out") == ["fs/smb/gen_mapping", "fs/smb/smbdirect/main.c"]
+    assert names(tmp_path / "out") == DRIVER
     assert (tmp_path / "out/fs/smb/gen_mapping").stat().st_mode & 0o777 == 0o755
 
 
@@ -81,6 +95,13 @@ def test_a_path_without_a_driver(tmp_path: Path, made: str | None) -> None:
     assert "\n" not in raised.value.message
 
 
+@pytest.mark.parametrize("part", ["client", "common", "server", "smbdirect", "Makefile"])
+def test_a_part_of_the_driver_is_not_enough(tree: Path, part: str) -> None:
+    (tree / "fs/smb" / part).rename(tree / "elsewhere")
+    with pytest.raises(UsageError, match=f"holds no fs/smb/{part}$"):
+        tree_source(tree)
+
+
 def test_a_trees_version_is_its_commit(repository: Path) -> None:
     commit = git(repository, "rev-parse", "--short=12", "HEAD")
     assert tree_source(repository).version == commit
@@ -90,7 +111,7 @@ def test_a_trees_version_is_its_commit(repository: Path) -> None:
 
 def test_a_tree_inside_another_repository_has_no_commit(repository: Path) -> None:
     inner = repository / "inner"
-    (inner / "fs/smb/smbdirect").mkdir(parents=True)
+    shutil.copytree(repository / "fs", inner / "fs")
     assert tree_source(inner).version.startswith("content ")
 
 
@@ -101,7 +122,7 @@ def test_git(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     git(repository, "commit", "--quiet", "-am", "second")
     source = git_source(repository.as_uri(), commit, Progress(quiet=True))
     source.write(tmp_path / "out")
-    assert names(tmp_path / "out") == ["fs/smb/gen_mapping", "fs/smb/smbdirect/main.c"]
+    assert names(tmp_path / "out") == DRIVER
     assert (tmp_path / "out/fs/smb/smbdirect/main.c").read_text() == "int main;\n"
 
 

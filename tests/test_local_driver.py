@@ -39,7 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> DriverSpec:
     directory = tmp_path / "linux"
-    (directory / "fs/smb/smbdirect").mkdir(parents=True)
+    for part in ("client", "common", "server", "smbdirect", "Makefile"):
+        (directory / "fs/smb" / part).mkdir(parents=True)
     return DriverSpec(origin=DriverOrigin.TREE, path=str(directory))
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.errors import UsageError
-from smbdirect_testbed.saves import saves
+from smbdirect_testbed.errors import ExitStatus, UsageError
+from smbdirect_testbed.saves import in_child, saves
+from smbdirect_testbed.wait import wait_until
 
 
 def test_a_saved_source_file_is_noticed_and_a_built_one_is_not(tmp_path: Path) -> None:
@@ -28,10 +34,62 @@ def test_a_saved_source_file_is_noticed_and_a_built_one_is_not(tmp_path: Path) -
     thread = threading.Thread(target=save)
     thread.start()
     try:
-        assert next(iter(saves([tmp_path, tmp_path / "not-there"]))) == [source]
+        noticed = saves([tmp_path, tmp_path / "not-there"])
+        while not (saved := next(noticed)):
+            pass
+        assert saved == [source]
     finally:
         done.set()
         thread.join()
+
+
+def test_a_save_is_not_missed_while_nobody_asks(tmp_path: Path) -> None:
+    source = tmp_path / "socket.c"
+    source.write_text("old")
+    noticed = saves([tmp_path])
+    while next(noticed):
+        pass
+    source.write_text("new")
+    (tmp_path / "include/generated").mkdir(parents=True)
+    (tmp_path / "include/generated/built.h").touch()
+    (tmp_path / ".#socket.c").symlink_to("the-mark-of-an-editor")
+    assert next(noticed) == [source]
+
+
+def test_each_run_reads_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def work() -> int:
+        return int(importlib.import_module("saved_again").STATUS)
+
+    for status in (3, 0, 2):
+        (tmp_path / "saved_again.py").write_text(f"STATUS = {status}\n")
+        assert in_child(work) == status
+
+
+def test_ctrl_c_ends_the_run_and_waits_until_it_has_cleaned_up(tmp_path: Path) -> None:
+    script = f"""
+import pathlib, signal, sys, time
+from smbdirect_testbed.saves import in_child
+def end(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, end)
+def work():
+    try:
+        pathlib.Path({str(tmp_path / "begun")!r}).touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        pathlib.Path({str(tmp_path / "undone")!r}).touch()
+        return 130
+sys.exit(in_child(work))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True) as proc:
+        wait_until((tmp_path / "begun").exists, "the child to begin", timeout=30)
+        os.killpg(proc.pid, signal.SIGINT)
+        assert proc.wait(timeout=30) == ExitStatus.INTERRUPTED
+    assert (tmp_path / "undone").exists()
 
 
 def test_nothing_to_watch_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, process
 from smbdirect_testbed.errors import CommandFailed, ProvisionError, TestbedError
-from smbdirect_testbed.filesync import copy_out, sync
+from smbdirect_testbed.filesync import copy_out, forget_last, sync, sync_files
+from smbdirect_testbed.kernel_tree import source_names
 from smbdirect_testbed.mmdebstrap import Bootstrap, bootstrap_directory
 from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.progress import Progress
@@ -20,6 +21,10 @@ from smbdirect_testbed.progress import Progress
 _VERSION = "1"
 _GIB = 1.5
 _WORK = PurePosixPath("/build")
+_RECORD = ".testbed-copied.json"
+_LAST_SECONDS = 60.0
+"""No single file of a build takes longer to be written."""
+
 _ENVIRONMENT = {
     "HOME": "/root",
     "LC_ALL": "C.UTF-8",
@@ -73,6 +78,19 @@ class BuildRoot(ABC):
     def holds(self, path: PurePosixPath) -> bool:
         """Whether there is such a file in the build root."""
 
+    def bring_tree(self, files: Mapping[str, str], tree: Path, there: PurePosixPath) -> int:
+        """Bring a kernel tree on this computer up to date in a work directory.
+
+        :param files: digest by name, see :func:`smbdirect_testbed.kernel_tree.read_tree`
+        :param there: the work directory
+        :returns: how many files differed
+        """
+        here = self.directory / there.relative_to("/")
+        record = here / _RECORD
+        known = () if record.exists() else source_names(here)
+        with cache.disk_full_reported(here):
+            return sync_files(files, tree, here, record, known)
+
     @abstractmethod
     def work_directory(
         self, name: str, progress: Progress
@@ -80,7 +98,7 @@ class BuildRoot(ABC):
         """A directory in the build root that keeps its content from one use to the next.
 
         Others that want it wait. When its last use was interrupted, so that a file may be half
-        written, it begins empty.
+        written, it begins without what was written in the last minute of that.
         """
 
 
@@ -159,7 +177,8 @@ class _DirectoryBuildRoot(BuildRoot):
         lock = f"build-{self._directory.name}-{name}"
         with cache.lock(lock, progress, f"the build directory {name}"):
             if in_use.exists():
-                cache.remove(here)
+                forget_last(here, _LAST_SECONDS)
+                cache.remove(here / _RECORD)
             here.mkdir(parents=True, exist_ok=True)
             in_use.touch()
             try:

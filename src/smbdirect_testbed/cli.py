@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import signal
 import subprocess
@@ -77,7 +76,8 @@ _driver_option = click.option(
     "--driver",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Build the driver from this kernel tree (or a part of one with fs/smb).",
+    help="Build the driver from this kernel tree (or a part of one with fs/smb), and User Mode "
+    "Linux, too, from a full tree.",
 )
 
 
@@ -115,7 +115,7 @@ def run(
     from smbdirect_testbed.runner import run_scenarios
 
     progress = Progress.of_this_process()
-    name, scenarios = _environment_and_scenarios(what)
+    name, scenarios = _environment_and_scenarios(what, driver)
     spec = _spec(name, driver, cold=cold)
     _remove_orphans(progress)
     if keep and jobs > 1:
@@ -130,19 +130,21 @@ def run(
 @_expression_option
 @_driver_option
 @_cold_option
-def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, cold: bool) -> None:
+def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, cold: bool) -> int:
     """Do what `run` does now and at every save, until Ctrl-C.
 
-    What is watched: the driver's part of the tree given with --driver, the testbed's own driver,
-    and the scenarios.
+    What is watched: the driver's part of the tree given with --driver, and the rest of it if the
+    machine's kernel is built from it; the testbed's own driver; the scenarios.
     """
-    from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
-    from smbdirect_testbed.runner import run_scenarios
-    from smbdirect_testbed.saves import saves
+    from smbdirect_testbed.envfile import load_environment
+    from smbdirect_testbed.runner import run_scenarios, watched_places
+    from smbdirect_testbed.saves import in_child, saves
 
-    name, scenarios = _environment_and_scenarios(what)
-    files = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
-    places = [*files, paths.driver(), *((driver / p for p in SOURCE_PARTS) if driver else ())]
+    name, scenarios = _environment_and_scenarios(what, driver)
+    places = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
+    places.append(paths.driver())
+    if driver:
+        places += watched_places(load_environment(name), driver)
 
     def once() -> int:
         progress = Progress()
@@ -150,12 +152,14 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
         _remove_orphans(progress)
         return run_scenarios(spec, scenarios, expression, progress, keep=False)
 
-    for saved in itertools.chain([[]], saves(places)):
+    for saved in saves(places):
         for file in saved:
             click.echo(f"saved: {file}", err=True)
-        if _guard(once) == ExitStatus.INTERRUPTED:
-            return
+        status = in_child(lambda: _guard(once))
+        if status == ExitStatus.INTERRUPTED:
+            return status
         click.echo("waiting for a save; Ctrl-C ends", err=True)
+    return ExitStatus.PASSED
 
 
 @cli.command()
@@ -327,12 +331,12 @@ def _remove_orphans(progress: Progress) -> None:
     housekeeping.remove_orphans(progress)
 
 
-def _environment_and_scenarios(what: tuple[str, ...]) -> tuple[str, list[str]]:
+def _environment_and_scenarios(what: tuple[str, ...], driver: Path | None) -> tuple[str, list[str]]:
     from smbdirect_testbed.runner import default_environment
 
     if what and not _is_path(what[0]):
         return what[0], list(what[1:])
-    return default_environment(), list(what)
+    return default_environment(driver), list(what)
 
 
 def _is_path(word: str) -> bool:

@@ -31,7 +31,8 @@ from smbdirect_testbed.smb.smbd import known_transports, running_smbd
 from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.together import enter_together
 from smbdirect_testbed.topology import Place, made_hosts
-from smbdirect_testbed.uml_kernel import UmlKernel, provide_uml_kernel
+from smbdirect_testbed.uml_kernel import UmlKernel
+from smbdirect_testbed.uml_tree import provide_kernel
 
 Kernel = UmlKernel | RunningKernel
 """A kernel that is not the image's own."""
@@ -238,7 +239,8 @@ def provide_parts(
     if spec.carrier is CarrierKind.LOCAL:
         running = RunningKernel()
         return image, running, provide_local_driver(spec.driver, image, progress, running)
-    kernel = provide_uml_kernel(image, progress) if spec.carrier is CarrierKind.UML else None
+    uml = spec.carrier is CarrierKind.UML
+    kernel = provide_kernel(spec.driver, image, progress) if uml else None
     return image, kernel, provide_driver(spec.driver, image, progress, kernel)
 
 

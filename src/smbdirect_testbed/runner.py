@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from smbdirect_testbed import kvm, paths, uml_kernel
 from smbdirect_testbed.driver import sources
+from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.early import Early
 from smbdirect_testbed.environment import Environment, provide, provide_parts, require_possible
 from smbdirect_testbed.errors import TestbedError, UsageError
 from smbdirect_testbed.image import find_image
 from smbdirect_testbed.instance import new_instance
+from smbdirect_testbed.kernel_tree import is_full, numbers, tree_version, watched_directories
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.results import RunResults, new_run_id
 from smbdirect_testbed.spec import CarrierKind, DriverOrigin, DriverSpec, EnvironmentSpec
@@ -24,13 +26,28 @@ if TYPE_CHECKING:
     from smbdirect_testbed.plugin.share import Share
 
 
-def default_environment() -> str:
+def default_environment(tree: Path | None = None) -> str:
     """The environment of whoever names none: the one with the soonest verdict.
 
     Without KVM, scenarios take half the time in User Mode Linux. Building it takes longer, but
     only once, than cloning emulated machines saves.
+
+    :param tree: of the driver; one of another version than the image's kernel hardly fits that
     """
+    tree = tree.expanduser().absolute() if tree else None
+    image = find_image("trixie")
+    foreign = tree and is_full(tree) and numbers(tree_version(tree))
+    if foreign and image and foreign != numbers(image.kernel_release):
+        return "uml-rxe"
     return "rxe" if kvm.probe().works else "uml-rxe"
+
+
+def watched_places(spec: EnvironmentSpec, tree: Path) -> list[Path]:
+    """Where in a driver's tree a save changes what runs."""
+    tree = tree.expanduser().absolute()
+    if spec.carrier is CarrierKind.UML and is_full(tree):
+        return watched_directories(tree)
+    return [tree / part for part in SOURCE_PARTS]
 
 
 def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, paths
+from smbdirect_testbed.buildroot import BuildRoot
 from smbdirect_testbed.driver.toolchain import (
     QUICK,
     KernelPackages,
@@ -17,6 +19,7 @@ from smbdirect_testbed.driver.toolchain import (
 )
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.image import Image
+from smbdirect_testbed.kernel_tree import UNUSED_DRIVERS
 from smbdirect_testbed.progress import Progress
 
 _VERSION = "1"
@@ -27,19 +30,14 @@ _SECONDS = 3600
 _FACTS = "kernel.json"
 # Optimised less and without warnings, a kernel is built in two thirds of the time. The driver has
 # its own flags.
-_MAKE = ("make", "ARCH=um", f"KCFLAGS={QUICK} -O1 -w")
-_UNUSED_DRIVERS = (
-    *("accel", "acpi", "clk", "comedi", "crypto", "gpu", "hid", "hwmon", "iio", "input", "md"),
-    *("media", "mfd", "mtd", "net/ethernet", "net/wireless", "phy", "pinctrl", "platform"),
-    *("scsi", "soc", "staging", "usb", "video"),
-)
+MAKE = ("make", "ARCH=um", f"KCFLAGS={QUICK} -O1 -w")
 _UNUSED_ARCHITECTURES = (
     *("alpha", "arc", "arm", "arm64", "csky", "hexagon", "loongarch", "m68k", "microblaze"),
     *("mips", "nios2", "openrisc", "parisc", "powerpc", "riscv", "s390", "sh", "sparc", "xtensa"),
 )
 _UNUSED = (
     *("Documentation/*/*", "sound/*/*.[ch]", "tools/testing", "tools/perf"),
-    *(f"drivers/{name}/*.[ch]" for name in _UNUSED_DRIVERS),
+    *(f"drivers/{name}/*.[ch]" for name in UNUSED_DRIVERS),
     *(f"arch/{name}/*.[chS]" for name in _UNUSED_ARCHITECTURES),
     "arch/*/boot/dts",
 )
@@ -50,7 +48,7 @@ _UNUSED = (
 # transports that look up names, which are not used here. With 100 ticks a second an RCU grace
 # period takes so long that destroying some connections, with slab caches of their own, holds up
 # new ones for seconds.
-_CHANGES = r"""
+CHANGES = r"""
 sed -i '/CONFIG_SMBFS/d' fs/Makefile
 sed -i '/CONFIG_RDMA_SIW/d' drivers/infiniband/sw/Makefile
 sed -i '/^config UML_NET_VECTOR/,/^config /{/select MAY_HAVE_RUNTIME_DEPS/d}' arch/um/drivers/Kconfig
@@ -78,7 +76,7 @@ class UmlKernel:
 
 def is_cached(image: Image) -> bool:
     """Whether the kernel for an image is there, so that no one has to wait for it."""
-    return (paths.cache() / "kernels" / _name(KernelPackages.of(image)) / _FACTS).is_file()
+    return (paths.cache() / "kernels" / kernel_name(KernelPackages.of(image)) / _FACTS).is_file()
 
 
 def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
@@ -99,7 +97,7 @@ def provide_newest_uml_kernel(image: str, progress: Progress) -> UmlKernel:
 
 
 def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:
-    name = _name(toolchain.kernel)
+    name = kernel_name(toolchain.kernel)
     tree = PurePosixPath("/build") / name
 
     def make(directory: Path) -> None:
@@ -124,15 +122,16 @@ def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:
     )
 
 
-def _name(kernel: KernelPackages) -> str:
+def kernel_name(kernel: KernelPackages) -> str:
+    """The name of a kernel in the cache, and of the tree that it is built in."""
     config = (paths.images() / "uml.config").read_bytes()
     parts: list[str | bytes] = [
         _VERSION,
         kernel.source,
         kernel.version,
         config,
-        _CHANGES,
-        *_MAKE,
+        CHANGES,
+        *MAKE,
     ]
     return f"uml-{cache.digest(parts)[:16]}"
 
@@ -141,31 +140,57 @@ def _build(toolchain: Toolchain, work: PurePosixPath, directory: Path) -> str:
     """Build kernel and modules and put them into ``directory``; return the release."""
     root, package = toolchain.build_root, toolchain.kernel.source
     log = cache.log_file("uml-kernel")
-    config = work / "testbed.config"
-    installed = work / "testbed.out"
-
-    def run(*argv: str, at: PurePosixPath = work) -> str:
-        enter = ["sh", "-ec", 'cd "$0"; exec "$@"', str(at)]
-        return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
-
     exclude = [f"--exclude={package}/{pattern}" for pattern in _UNUSED]
+    unpack = ["tar", "-I", "xz -T0", "-xf", f"/usr/src/{package}.tar.xz", "-C", str(work)]
+
+    def check(dropped: list[str]) -> None:
+        if dropped:
+            raise ProvisionError(
+                f"the kernel's configuration cannot have {', '.join(dropped)}",
+                hint=f"see {paths.images() / 'uml.config'}",
+            )
+
     try:
-        archive = f"/usr/src/{package}.tar.xz"
-        run("tar", "-I", "xz -T0", "-xf", archive, "--strip-components=1", *exclude)
-        run("sh", "-ec", _CHANGES)
-        root.run(["true"], inputs={config: paths.images() / "uml.config"})
-        run(*_MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
-        _check_config(run("cat", ".config"))
-        # One more than there are processors, for those that wait for the disk.
-        run(*_MAKE, f"-j{(os.cpu_count() or 1) + 1}", "linux", "modules")
-        run(*_MAKE, "modules_install", f"INSTALL_MOD_PATH={installed}")
-        release = run("cat", "include/config/kernel.release").strip().splitlines()[-1]
+        root.run([*unpack, "--strip-components=1", *exclude], log=log, timeout=_SECONDS)
+        return compile_kernel(root, work, directory, log, check)
     except CommandFailed as e:
         raise ProvisionError(
             "User Mode Linux does not build",
             hint=f"the full log is {log}",
             detail="\n".join(e.output.rstrip().splitlines()[-15:]),
         ) from e
+
+
+def compile_kernel(
+    root: BuildRoot,
+    work: PurePosixPath,
+    directory: Path,
+    log: Path,
+    check: Callable[[list[str]], None],
+) -> str:
+    """Build kernel and modules of the source that lies in a work directory.
+
+    :param directory: gets them
+    :param check: is given the lines of our configuration that this kernel does not have
+    :returns: the kernel's release
+    :raises CommandFailed: it does not compile, for one
+    """
+    config = work / "testbed.config"
+    installed = work / "testbed.out"
+
+    def run(*argv: str) -> str:
+        enter = ["sh", "-ec", 'cd "$0"; exec "$@"', str(work)]
+        return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
+
+    run("sh", "-ec", CHANGES)
+    root.run(["true"], inputs={config: paths.images() / "uml.config"})
+    run(*MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
+    check(_dropped_options(run("cat", ".config")))
+    # One more than there are processors, for those that wait for the disk.
+    run(*MAKE, f"-j{(os.cpu_count() or 1) + 1}", "linux", "modules")
+    run("rm", "-rf", str(installed))
+    run(*MAKE, "modules_install", f"INSTALL_MOD_PATH={installed}")
+    release = run("cat", "include/config/kernel.release").strip().splitlines()[-1]
     modules = installed / "lib/modules" / release
     # It leads to the tree, which no machine sees.
     run("rm", "-f", str(modules / "build"))
@@ -174,18 +199,10 @@ def _build(toolchain: Toolchain, work: PurePosixPath, directory: Path) -> str:
     return release
 
 
-def _check_config(config: str) -> None:
-    """Compare what kconfig made of our configuration with what was asked for.
-
-    :raises ProvisionError: an option was dropped, since it does not exist or needs another
-    """
+def _dropped_options(config: str) -> list[str]:
+    """What kconfig dropped of our configuration: it does not exist, or needs something else."""
     got = set(config.splitlines())
     wanted = (paths.images() / "uml.config").read_text().splitlines()
     dropped = [line for line in wanted if line and not line.startswith("#") and line not in got]
     # Asked for as a module, and needed by something built in.
-    dropped = [line for line in dropped if line.replace("=m", "=y") not in got]
-    if dropped:
-        raise ProvisionError(
-            f"the kernel's configuration cannot have {', '.join(dropped)}",
-            hint=f"see {paths.images() / 'uml.config'}",
-        )
+    return [line for line in dropped if line.replace("=m", "=y") not in got]

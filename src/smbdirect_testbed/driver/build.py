@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed import cache, paths
 from smbdirect_testbed.buildroot import BuildRoot
+from smbdirect_testbed.driver.failure import Origin, does_not_compile, remember_fit
 from smbdirect_testbed.driver.manifest import (
     LAUNCHER,
     LIBRARY,
@@ -18,7 +18,7 @@ from smbdirect_testbed.driver.manifest import (
     read_manifest,
     write_manifest,
 )
-from smbdirect_testbed.driver.sources import DriverSource, SourceFiles, resolve
+from smbdirect_testbed.driver.sources import SourceFiles, resolve
 from smbdirect_testbed.driver.toolchain import (
     QUICK,
     SIW,
@@ -27,13 +27,13 @@ from smbdirect_testbed.driver.toolchain import (
     Toolchain,
     provide_toolchain,
 )
-from smbdirect_testbed.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.errors import CommandFailed
 from smbdirect_testbed.image import Image
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverSpec
 from smbdirect_testbed.uml_kernel import UmlKernel
 
-_VERSION = "5"
+_VERSION = "6"
 """Of this module: to be raised when it makes another driver of the same source."""
 
 _GIB = 0.3
@@ -58,7 +58,6 @@ _OPTIONS = {
 }
 """Kernel options of the driver, which the distribution's kernels have switched off."""
 
-_SHOWN_ERRORS = 10
 _OUR_CODE = ("include", "libsmbdirect", "smbdirect_socket", "preload")
 
 
@@ -106,7 +105,8 @@ def provide_for(target: Target, spec: DriverSpec, image: Image, progress: Progre
         source.write(tree)
         ours.write(tree)
         with progress.phase("driver", f"building driver from {source.description}"):
-            modules = _build(source, toolchain, tree, directory, progress)
+            origin = Origin(source.description, source.tree, target.release)
+            modules = _build(origin, toolchain, tree, directory, progress)
             write_manifest(
                 directory,
                 digest,
@@ -122,7 +122,7 @@ def provide_for(target: Target, spec: DriverSpec, image: Image, progress: Progre
 
 
 def _build(
-    source: DriverSource,
+    origin: Origin,
     toolchain: Toolchain,
     tree: Path,
     directory: Path,
@@ -136,7 +136,8 @@ def _build(
     (toolchain.image_root or root).run(["true"], outputs=distribution)
     with root.work_directory(toolchain.work_name, progress) as work:
         root.run(["true"], inputs={work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
-        run_steps(root, _module_steps(toolchain, work), work, source.description)
+        run_steps(root, _module_steps(toolchain, work), work, origin)
+        remember_fit(origin)
         found = root.run(["find", str(work / _COMMON), "-name", "*.ko"]).stdout.split()
         places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | _MODULES
         outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
@@ -167,18 +168,17 @@ def build_programs(root: BuildRoot, tree: Path, directory: Path, progress: Progr
 
 def _build_programs(root: BuildRoot, work: PurePosixPath, directory: Path) -> None:
     steps = [["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")]
-    run_steps(root, steps, work, "this project")
+    run_steps(root, steps, work, Origin("this project"))
     outputs = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
     outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
     root.run(["true"], outputs=outputs)
 
 
 def run_steps(
-    root: BuildRoot, steps: Iterable[list[str]], work: PurePosixPath, source: str
+    root: BuildRoot, steps: Iterable[list[str]], work: PurePosixPath, origin: Origin
 ) -> None:
     """Run the commands of a build.
 
-    :param source: where the code is from, for people
     :raises ProvisionError: a command failed, with what the compiler said
     """
     log = cache.log_file("driver")
@@ -188,19 +188,17 @@ def run_steps(
         except CommandFailed as e:
             if e.status is None or e.status < 0:
                 raise
-            raise _does_not_compile(source, e, work, log) from e
+            raise does_not_compile(origin, e, work, log) from e
 
 
 def _module_steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
     """The commands that build all modules in a work directory."""
-    smb = work / SMB
-    socket = socket_arguments(work, smb / "smbdirect", smb / "Module.symvers")
+    # All at once: it takes make longer to find out what to do than to compile a file.
+    directories = f"obj-m := {SMB}/ {SIW}/ smbdirect_socket/"
+    source = f"SMBDIRECT_SRC={work / SMB / 'smbdirect'}"
     return [
-        *(
-            [*kbuild_command(toolchain, warn=False), f"M={work / part}", "modules"]
-            for part in (SMB, SIW)
-        ),
-        [*kbuild_command(toolchain), *socket],
+        ["sh", "-c", 'echo "$1" >"$0/Kbuild"', str(work), directories],
+        [*kbuild_command(toolchain, warn=False), source, f"M={work}", "modules"],
     ]
 
 
@@ -245,29 +243,3 @@ def _defines() -> list[str]:
     return [
         f"-DCONFIG_{name}{'_MODULE' if value == 'm' else ''}=1" for name, value in _OPTIONS.items()
     ]
-
-
-def compile_errors(output: str, work: PurePosixPath) -> list[str]:
-    """The lines of a build's output that say what is wrong, with paths as in the source."""
-    lines: dict[str, None] = {}
-    directory = ""
-    for line in output.splitlines():
-        if entered := re.search(r": Entering directory '(.*)'", line):
-            directory = entered[1].removeprefix(f"{work}/") + "/"
-        if re.search(r"(: (fatal )?error: |^ERROR: |: undefined reference to )", line):
-            shown = line.replace(f"{work}/", "")
-            if shown == line and not re.match(r"/|ERROR", line) and not directory.startswith("/"):
-                shown = directory + line
-            lines[shown] = None
-    return list(lines)[:_SHOWN_ERRORS]
-
-
-def _does_not_compile(
-    source: str, failed: CommandFailed, work: PurePosixPath, log: Path
-) -> ProvisionError:
-    errors = compile_errors(failed.output, work) or failed.output.rstrip().splitlines()[-10:]
-    return ProvisionError(
-        f"the driver from {source} does not compile",
-        hint=f"the full log is {log}",
-        detail="\n".join(errors),
-    )

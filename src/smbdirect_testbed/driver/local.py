@@ -20,6 +20,7 @@ from smbdirect_testbed.driver.build import (
     run_steps,
     socket_arguments,
 )
+from smbdirect_testbed.driver.failure import Origin
 from smbdirect_testbed.driver.host_build import HostBuildRoot
 from smbdirect_testbed.driver.manifest import BuiltDriver, read_manifest, write_manifest
 from smbdirect_testbed.driver.toolchain import HELPER_PARTS, SMB, Toolchain, provide_toolchain
@@ -132,7 +133,7 @@ def _build_socket(
         root.run(["true"], inputs=inputs)
         symbols = toolchain.headers / "Module.symvers"
         step = [*kbuild_command(toolchain), *socket_arguments(work, source, symbols)]
-        run_steps(root, [step], work, "this project")
+        run_steps(root, [step], work, Origin("this project"))
         module = f"{_SOCKET}.ko"
         root.run(["true"], outputs={work / _SOCKET / module: directory / module})
 

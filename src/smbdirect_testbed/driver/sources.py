@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,17 @@ from smbdirect_testbed import cache, process
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, KernelPackages, provide_toolchain
 from smbdirect_testbed.errors import CommandFailed, ProvisionError, UsageError
 from smbdirect_testbed.image import Image
+from smbdirect_testbed.kernel_tree import BUILT
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverOrigin, DriverSpec
 
-_ESSENTIAL = "fs/smb/smbdirect"
-_BUILT = re.compile(r"(^\.)|(\.(o|ko|a|so|mod|mod\.c|order|symvers|asn1\.[ch])$)|(\.orig|\.rej|~)$")
+_ESSENTIAL = (
+    "fs/smb/smbdirect",
+    "fs/smb/client",
+    "fs/smb/common",
+    "fs/smb/server",
+    "fs/smb/Makefile",
+)
 _GIT_SECONDS = 900
 
 
@@ -66,12 +71,14 @@ class DriverSource:
     :param description: for people
     :param version: the version that the source's origin gives it
     :param write: writes the files to a directory, laid out as in a kernel tree
+    :param tree: the user's tree, if that is where they come from
     """
 
     identity: str
     description: str
     version: str
     write: Callable[[Path], None]
+    tree: Path | None = None
 
 
 def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
@@ -125,18 +132,19 @@ def tree_source(tree: Path) -> DriverSource:
     files = SourceFiles.read(tree, SOURCE_PARTS)
     digest = files.digest()
     version = _git_version(tree) or f"content {digest[:12]}"
-    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write)
+    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write, tree)
 
 
 def _checked_tree(tree: Path) -> Path:
     tree = tree.expanduser().absolute()
     if not tree.is_dir():
         raise UsageError(f"driver: there is no directory {tree}")
-    if not (tree / _ESSENTIAL).is_dir():
-        raise UsageError(
-            f"driver: {tree} holds no {_ESSENTIAL}",
-            hint="give a kernel tree (7.2 or later), or a part of one with fs/smb in it",
-        )
+    for part in _ESSENTIAL:
+        if not (tree / part).exists():
+            raise UsageError(
+                f"driver: {tree} holds no {part}",
+                hint="give a kernel tree (7.2 or later), or a part of one with all of fs/smb in it",
+            )
     return tree
 
 
@@ -156,7 +164,7 @@ def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
 def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, int]]]:
     for part in parts:
         for file in (directory / part, *sorted((directory / part).rglob("*"))):
-            if file.is_file() and not _BUILT.search(file.name):
+            if file.is_file() and not BUILT.search(file.name):
                 mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
                 yield file.relative_to(directory).as_posix(), (file.read_bytes(), mode)
 

@@ -92,7 +92,7 @@ class Toolchain:
     @property
     def work_name(self) -> str:
         """The name of a build directory of this kernel's, so that two kernels share none."""
-        return f"driver-{self.headers.name}"
+        return f"modules-{self.headers.name}"
 
 
 def provide_toolchain(image: Image, progress: Progress) -> Toolchain:

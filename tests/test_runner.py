@@ -1,0 +1,53 @@
+"""What a run is when its user leaves something out, and what concerns it of a user's tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.test_kernel_tree import FILES, MAKEFILE
+from tests.test_uml_tree import image_with
+
+from smbdirect_testbed import runner
+from smbdirect_testbed.envfile import load_environment
+from smbdirect_testbed.kvm import KvmVerdict
+from smbdirect_testbed.runner import default_environment, watched_places
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A full tree of Linux 7.4."""
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kvm", "image", "expected"),
+    [
+        (True, "7.4.9", "rxe"),
+        (True, "7.3.4", "uml-rxe"),
+        (True, None, "rxe"),
+        (False, "7.4.9", "uml-rxe"),
+    ],
+)
+def test_a_tree_of_another_version_gets_its_own_kernel(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, kvm: bool, image: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(runner, "find_image", lambda _: image_with(image) if image else None)
+    monkeypatch.setattr("smbdirect_testbed.kvm.probe", lambda: KvmVerdict(kvm, "said so"))
+    assert default_environment(tree) == expected
+    (tree / "arch/um/Makefile").unlink()
+    assert default_environment(tree) == default_environment() == ("rxe" if kvm else "uml-rxe")
+
+
+def test_what_is_watched(tree: Path) -> None:
+    headers = tree / "include"
+    assert headers in watched_places(load_environment("uml-rxe"), tree)
+    of_vm = watched_places(load_environment("rxe"), tree)
+    assert tree / "fs/smb" in of_vm
+    assert headers not in of_vm
+    (tree / "Kconfig").unlink()
+    assert watched_places(load_environment("uml-rxe"), tree) == of_vm
