@@ -145,6 +145,8 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     places.append(paths.driver())
     if driver:
         places += watched_places(load_environment(name), driver)
+    # For all children, which would each do it again.
+    importlib.import_module("smbdirect_testbed.plugin")
 
     def once() -> int:
         progress = Progress()
@@ -155,9 +157,8 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     for saved in saves(places):
         for file in saved:
             click.echo(f"saved: {file}", err=True)
-        status = in_child(lambda: _guard(once))
-        if status == ExitStatus.INTERRUPTED:
-            return status
+        if in_child(lambda: _guard(once)) == ExitStatus.INTERRUPTED:
+            return ExitStatus.INTERRUPTED
         click.echo("waiting for a save; Ctrl-C ends", err=True)
     return ExitStatus.PASSED
 
