@@ -60,3 +60,29 @@ def test_namespace_is_kept_by_its_sockets(client: Host, server: Host) -> None:
         # The link goes down before the device goes away: either may be first.
         assert result[end][1] in ("ECONNRESET", "EPIPE", "ENETDOWN")
     assert result["listener"] == "ENETDOWN"
+
+
+def test_device_of_an_attempt_is_deleted(client: Host, server: Host) -> None:
+    """At either end, while a connection waits to be accepted."""
+    result = _do(client, server, "device_of_attempt")
+    near, far = result["sdends-near"], result["sdends-far"]
+    assert near[0] in ("ECONNRESET", "ECONNREFUSED")
+    assert near[1] == "ENETDOWN"
+    assert far[0] == "ENETDOWN"
+    assert max(near[2], far[2]) < _PROMPT
+
+
+def test_link_goes_down(client: Host, server: Host) -> None:
+    """While listening, connecting, waiting to be accepted, with data in flight, and shortly."""
+    result = _do(client, server, "down")
+    error, seconds = result["connect"]
+    assert error in ("ENETUNREACH", "EHOSTUNREACH", "ETIMEDOUT")
+    assert seconds < 2 * _PROMPT
+    error, seconds = result["waiting"]
+    assert error in ("ETIMEDOUT", "ECONNRESET")
+    assert seconds < 2 * _PROMPT
+    for end in ("near", "far"):
+        assert result[end][1] in ("ETIMEDOUT", "ECONNRESET", "EPIPE")
+    assert result["seconds"] < 2 * _PROMPT
+    for moment in ("listener", "listener again", "afterwards", "short"):
+        assert result[moment] == "echoed", moment
