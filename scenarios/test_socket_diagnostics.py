@@ -42,9 +42,11 @@ def test_proc_net_smbdirect(stream: Program, scenario_log: Path) -> None:
     """A listener, and a connection whose client cannot get rid of its data, from both ends."""
     own = f"{stream.client.end_towards(stream.server).ipv4.ip}"
     listening = f"{stream.address}:{_PORT}"
-    argv = stream.argv(stream.client, "call", stream.address, _PORT, "timeouts")
+    argv = stream.argv(stream.client, "call", stream.address, _PORT, "stuck")
     with (scenario_log / "client.log").open("wb") as log:
-        waiting = subprocess.Popen(stream.client.argv(argv), stdout=log, stderr=log)
+        waiting = subprocess.Popen(
+            stream.client.argv(argv), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
         try:
 
             def stuck() -> bool:
@@ -55,7 +57,8 @@ def test_proc_net_smbdirect(stream: Program, scenario_log: Path) -> None:
             near = [s for s in _sockets(stream.client) if s["peer"] == listening]
             far = [s for s in _sockets(stream.server) if s["local"] == listening]
         finally:
-            waiting.wait(60)
+            waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
     assert len(near) == 1
     assert near[0]["state"] == "CONNECTED"
     assert near[0]["local"].startswith(f"{own}:")

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
+from smbdirect_testbed.smb.ksmbd import running_ksmbd
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import RdmaType, ServerKind
+from smbdirect_testbed.smb.transports import PORTS
+from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
 from smbdirect_testbed.wait import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -225,5 +228,29 @@ def test_server_dies(hostile_server: Program) -> None:
 
 
 @pytest.mark.needs(ServerKind.SMBD)
-def test_smbd(hostile_client: Program, smbd: SmbServer) -> None:
-    """The same against Samba, on the socket."""
+def test_smbd(client: Host, server: Host, smbd: SmbServer) -> None:
+    """Samba, on the socket."""
+    _smb(Program(_PROGRAMS / "hostile_client.py", client, server), PORTS[Transport.SMBDIRECT])
+
+
+@pytest.mark.needs(ServerKind.KSMBD)
+def test_ksmbd(environment: Environment, client: Host) -> None:
+    """The kernel's server, on smbdirect.ko itself: what holds there holds without the socket."""
+    (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
+    host = environment.hosts[spec.host]
+    with running_ksmbd(host, environment.driver, spec.transports):
+        _smb(Program(_PROGRAMS / "hostile_client.py", client, host), PORTS[Transport.TCP])
+
+
+def _smb(program: Program, port: int) -> None:
+    """Everything that is the same for all servers; each is followed by an SMB2 negotiation."""
+    results: Results = program.do("attack_smb", program.address, port, timeout=400)
+    assert len(results) > 50
+    for case, result in results.items():
+        assert "trouble" not in result, f"{case}: {result}"
+        assert result["good"] == "SMB2", f"after {case}: {result}"
+        group = case.partition(": ")[0]
+        if group == "versions":
+            assert result["answer"] == "refused", f"{case}: {result}"
+        if group != "deaths":
+            assert result["end"] == "DISCONNECTED", f"{case}: {result}"
