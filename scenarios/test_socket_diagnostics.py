@@ -17,6 +17,7 @@ pytestmark = pytest.mark.thorough
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _PORT = 5485
+_NOBODYS_PORT = 5489
 _TRACING = Path("/sys/kernel/tracing")
 _EVENTS = _TRACING / "events/smbdirect_socket/enable"
 
@@ -84,6 +85,8 @@ def test_tracepoints(stream: Program) -> None:
         stream.do("call", stream.address, _PORT, "fork")
         rdma = Program(_PROGRAMS / "socket_rdma.py", stream.client, stream.server)
         rdma.do("events", stream.address, _PORT)
+        echo = Program(_PROGRAMS / "frame_echo.py", stream.client, stream.server)
+        echo.do("connect", stream.address, _NOBODYS_PORT)
     finally:
         machine.run(["sh", "-c", f"echo 0 > {_EVENTS}"])
     trace = machine.run(["cat", f"{_TRACING}/trace"]).stdout
@@ -92,6 +95,8 @@ def test_tracepoints(stream: Program) -> None:
     assert re.search(rf"accept: .* local_port={_PORT} .* recv_credit_max=255 ", trace)
     assert re.search(r"smbdirect_socket_send: .* bytes=9 error=0", trace)  # a frame of "child"
     assert re.search(r"smbdirect_socket_rdma: .* operation=register bytes=4096 error=0", trace)
+    refused = rf"smbdirect_socket_error: .* peer_port={_NOBODYS_PORT} bytes=0 error=-111"
+    assert re.search(refused, trace)
 
 
 def test_no_noise(stream: Program) -> None:
@@ -112,4 +117,5 @@ def test_interfaces(stream: Program) -> None:
     seen = program.do("interfaces", stream.address, _PORT)
     device = stream.client.end_towards(stream.server).device
     assert seen[device] is True
+    assert seen["lo"] is False
     assert seen["nobody0"] == "ENODEV"
