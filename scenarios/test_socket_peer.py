@@ -158,6 +158,18 @@ def test_dead_keys(hostile_client: Program) -> None:
     _ended(results)
 
 
+@pytest.mark.kernel_mistake(
+    "smbdirect_connection_recv_io_done",
+    "smbdirect.ko warns when a peer writes with immediate data: anybody can make it do so",
+)
+def test_write_with_immediate(hostile_client: Program) -> None:
+    """Without a key, for it writes nothing. The connection ends as it should."""
+    machine = hostile_client.server.machine
+    again = "mount -t debugfs none /sys/kernel/debug; echo 1 > /sys/kernel/debug/clear_warn_once"
+    machine.run(["sh", "-c", again], check=False)  # it warns once
+    _ended(_attack(hostile_client, "write_with_immediate"))
+
+
 def test_deaths(hostile_client: Program) -> None:
     """Killed and disconnected at ten points."""
     results = _attack(hostile_client, "deaths")

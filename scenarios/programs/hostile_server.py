@@ -21,7 +21,6 @@ if not TYPE_CHECKING:
 
 import frames
 from hostility import KEEPALIVE, PROMPTLY, VICTIM, apart, die, suffer, wait_for_end
-from pyverbs.libibverbs_enums import IBV_WR_RDMA_WRITE_WITH_IMM
 from raw_smbd import Peer, data, response
 from violations import (
     ALLOWED,
@@ -106,11 +105,6 @@ def reach(access: Callable[[Peer], str], peer: Peer) -> dict[str, Any]:
     return {"done": access(peer), **wait_for_end(peer)}
 
 
-def write_with_immediate(peer: Peer) -> dict[str, Any]:
-    answered(peer)
-    return {"done": peer.send(b"", IBV_WR_RDMA_WRITE_WITH_IMM), **wait_for_end(peer)}
-
-
 def leave(stage: str, how: Callable[[Peer], object], peer: Peer) -> dict[str, Any]:
     if stage != "asked":
         peer.accept()
@@ -148,7 +142,6 @@ GROUPS: dict[str, dict[str, Act]] = {
         "no credits": partial(say, response(credits_granted=1)),
     },
     "keys": _table(reach, DEAD_KEYS),
-    "write_with_immediate": {"write with immediate": write_with_immediate},
     "deaths": {
         f"{way}, {stage}": partial(leave, stage, how)
         for way, how in {"killed": lambda _: die(), "disconnects": Peer.disconnect}.items()

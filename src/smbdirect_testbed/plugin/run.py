@@ -20,7 +20,7 @@ from smbdirect_testbed.capture import TransportNotProven
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.kernel_log import find_splats
-from smbdirect_testbed.plugin import features, terminal
+from smbdirect_testbed.plugin import features, mistakes, terminal
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
@@ -383,6 +383,7 @@ class RunPlugin:
             splats = self.watch.glance()
         else:
             return
+        splats, not_made = mistakes.expect(item, report, splats)
         death = self.watch.death()
         if death and not self._death:
             _fail(report, describe_death(death, splats))
@@ -390,8 +391,8 @@ class RunPlugin:
         elif death and report.when == "teardown":
             # Its death is the failure already; that nothing can be torn down follows from it.
             report.outcome, report.longrepr = "passed", None
-        elif splats:
-            _fail(report, describe(splats))
+        elif splats or not_made:
+            _fail(report, describe(splats) or not_made)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self._recorder.add(report)
