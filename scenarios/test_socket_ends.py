@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from smbdirect_testbed.driver.manifest import WEAK_DEVICE
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
 
 pytestmark = pytest.mark.thorough
@@ -21,8 +23,8 @@ _PROMPT = 5
 """Seconds within which a deletion must be done and be noticed."""
 
 
-def _do(client: Host, server: Host, case: str) -> dict[str, Any]:
-    argv = Program(_PROGRAM, client, server).argv(client, case)
+def _do(client: Host, server: Host, case: str, *arguments: object) -> dict[str, Any]:
+    argv = Program(_PROGRAM, client, server).argv(client, case, *arguments)
     done = client.machine.run(argv, timeout=150)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -86,3 +88,19 @@ def test_link_goes_down(client: Host, server: Host) -> None:
     assert result["seconds"] < 2 * _PROMPT
     for moment in ("listener", "listener again", "afterwards", "short"):
         assert result[moment] == "echoed", moment
+
+
+def test_device_that_can_do_too_little(client: Host, server: Host, driver: LoadedDriver) -> None:
+    """Without fast registration, or with too few scatter-gather entries: refused at once."""
+    results = _do(client, server, "weak", driver.directory / WEAK_DEVICE)
+    assert list(results) == ["frwr", "sge"]
+    for lacking, result in results.items():
+        assert result.pop("afterwards")[0] == "done", lacking
+        for _, seconds in result.values():
+            assert seconds < _PROMPT, lacking
+        errors = {call: error for call, (error, _) in result.items()}
+        assert errors == {
+            "bind": "EPROTONOSUPPORT",
+            "connect": "EPROTONOSUPPORT",
+            "connect to": "ECONNREFUSED",
+        }, lacking

@@ -345,6 +345,26 @@ def down(_: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def weak(options: argparse.Namespace) -> dict[str, Any]:
+    """A device can do less than is needed; then it can again."""
+    results: dict[str, Any] = {}
+    for lacking in ("frwr", "sge"):
+        with actors() as (near, far):
+            far.ask("listen", "l")
+            near.ask("listen", "w", "any")
+            run("insmod", options.module, f"device={_DEVICE[_NEAR]}", f"lacks={lacking}")
+            try:
+                results[lacking] = {
+                    "bind": near.ask("bind", "b"),
+                    "connect": near.ask("connect", "c", _FAR),
+                    "connect to": far.ask("connect", "c", _NEAR, "any"),
+                }
+            finally:
+                run("rmmod", Path(options.module).stem)
+            results[lacking]["afterwards"] = near.ask("bind", "b")
+    return results
+
+
 @contextlib.contextmanager
 def link_down() -> Iterator[None]:
     """The far end's link is down while the context lasts; its neighbours go with it."""
@@ -366,8 +386,11 @@ def reconnect(far: Actor) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ends of SMB-Direct sockets.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for case in (device, device_of_attempt, namespace, kept, down):
-        actions.add_parser(case.__name__, help=case.__doc__).set_defaults(do=case)
+    for case in (device, device_of_attempt, namespace, kept, down, weak):
+        action = actions.add_parser(case.__name__, help=case.__doc__)
+        if case is weak:
+            action.add_argument("module", help="smbdirect_weak_device.ko")
+        action.set_defaults(do=case)
     actor = actions.add_parser("act", help=act.__doc__)
     actor.add_argument("space")
     actor.add_argument("--hasty", action="store_true", help="short times")

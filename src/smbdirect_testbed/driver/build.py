@@ -12,6 +12,7 @@ from smbdirect_testbed.driver.manifest import (
     LAUNCHER,
     LIBRARY,
     PRELOAD,
+    WEAK_DEVICE,
     BuiltDriver,
     read_manifest,
     write_manifest,
@@ -30,7 +31,7 @@ from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverSpec
 from smbdirect_testbed.uml_kernel import UmlKernel
 
-_VERSION = "4"
+_VERSION = "5"
 """Of this module: to be raised when it makes another driver of the same source."""
 
 _GIB = 0.3
@@ -122,6 +123,7 @@ def _build(
         outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
         outputs |= {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
         outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
+        outputs[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
         root.run(["true"], outputs=outputs)
     cache.remove(tree)
     return tuple(places)
