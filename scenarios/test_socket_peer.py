@@ -207,7 +207,8 @@ def test_odd_answers(hostile_server: Program) -> None:
 def test_servers_bad_messages(hostile_server: Program) -> None:
     for case, result in _meet(hostile_server, "messages").items():
         assert result["connect"] == "ok", case
-        assert result["then"] == "ECONNRESET", f"{case}: {result}"
+        # A reader may have had the beginning of a frame, and is told by what it does next.
+        assert result["then"] in ("ECONNRESET", "EPROTO", "EPIPE"), f"{case}: {result}"
         assert result["server"]["end"] == "DISCONNECTED", f"{case}: {result}"
         assert result["client seconds"] <= _PROMPT, case
 

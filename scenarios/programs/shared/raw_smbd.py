@@ -6,6 +6,7 @@ every request to the device is possible, and every step of connecting can be lef
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import struct
 import time
@@ -45,6 +46,10 @@ _ROOM = 1 << 14
 """Bytes of a receive buffer."""
 _BUFFERS = 64
 _SENDING = 1 << 17
+
+
+_kept: list[Peer] = []
+"""Until the process ends: pyverbs would close their parts in the wrong order."""
 
 
 class Ended(Exception):
@@ -118,6 +123,7 @@ class Peer:
 
     def __init__(self, *, resources: int = 8, depth: int = 8, retries: int = 0) -> None:
         signal.signal(signal.SIGALRM, _nothing)
+        _kept.append(self)
         self._limits = {"resources": resources, "depth": depth, "rnr_retry": retries}
         self._channel = CMEventChannel()
         self._id = CMID(creator=self._channel, port_space=RDMA_PS_TCP)
@@ -265,7 +271,9 @@ class Peer:
         return self._ended
 
     def disconnect(self) -> None:
-        self._id.disconnect()
+        """Disconnect, if there is a connection."""
+        with contextlib.suppress(PyverbsRDMAError):
+            self._id.disconnect()
 
     # The device.
 
