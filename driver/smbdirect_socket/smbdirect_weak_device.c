@@ -4,11 +4,13 @@
  * devices can do all that smbdirect needs.
  */
 #include <linux/module.h>
+#include <linux/netdevice.h>
+#include <linux/nsproxy.h>
 #include <rdma/ib_verbs.h>
 
-static char *device;
-module_param(device, charp, 0444);
-MODULE_PARM_DESC(device, "name of the RDMA device");
+static char *netdev;
+module_param(netdev, charp, 0444);
+MODULE_PARM_DESC(netdev, "network interface of the RDMA device, here");
 
 static char *lacks;
 module_param(lacks, charp, 0444);
@@ -19,9 +21,15 @@ static struct ib_device_attr before;
 
 static int __init weak_device_init(void)
 {
-	if (!device || !lacks)
+	struct net_device *interface;
+
+	if (!netdev || !lacks)
 		return -EINVAL;
-	weakened = ib_device_get_by_name(device, RDMA_DRIVER_UNKNOWN);
+	interface = dev_get_by_name(current->nsproxy->net_ns, netdev);
+	if (!interface)
+		return -ENODEV;
+	weakened = ib_device_get_by_netdev(interface, RDMA_DRIVER_UNKNOWN);
+	dev_put(interface);
 	if (!weakened)
 		return -ENODEV;
 	before = weakened->attrs;

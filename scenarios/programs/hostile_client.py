@@ -71,8 +71,10 @@ def hold(connection: socket.socket) -> None:
 
 def pour(connection: socket.socket) -> None:
     """Read nothing, and send as much as there is room for."""
-    with connection:
-        frames.outcome(lambda: connection.sendall(frames.frame(bytes(100_000)) * 1000))
+    block = frames.frame(bytes(100_000))
+    with connection, contextlib.suppress(OSError):
+        while True:
+            connection.sendall(block)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -80,7 +82,6 @@ def serve(options: argparse.Namespace) -> None:
 
     def run(number: int, work: Callable[[socket.socket], object], delay: float = 0) -> None:
         listener = smbdirect.smbdirect_socket(parameters=VICTIM)
-        frames.limit(listener, 3600)
         frames.serve(listener, (options.address, options.port + number), work, delay)
 
     kinds = [(0, frames.echo), (1, hold), (2, pour), (3, frames.echo, _LATE)]

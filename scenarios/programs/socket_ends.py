@@ -352,7 +352,8 @@ def weak(options: argparse.Namespace) -> dict[str, Any]:
         with actors() as (near, far):
             far.ask("listen", "l")
             near.ask("listen", "w", "any")
-            run("insmod", options.module, f"device={_DEVICE[_NEAR]}", f"lacks={lacking}")
+            insmod = ["insmod", options.module, "netdev=sd0", f"lacks={lacking}"]
+            run("ip", "netns", "exec", _NEAR, *insmod)
             try:
                 results[lacking] = {
                     "bind": near.ask("bind", "b"),

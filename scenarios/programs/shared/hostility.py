@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,8 +51,8 @@ def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             result = work()
         except Ended as e:
             result = {"end": str(e)}
-        except BaseException as e:
-            result = {"trouble": repr(e)}
+        except BaseException:
+            result = {"trouble": traceback.format_exc(limit=-3)}
         os.write(writer, json.dumps(result).encode())
         os._exit(0)
     os.close(writer)
@@ -102,4 +103,6 @@ def suffer(cases: dict[str, Callable[[], dict[str, Any]]], good: Callable[[], st
         Path("/dev/kmsg").write_text(f"hostile peer: {case}\n")
         results[case] = apart(work)
         results[case]["good"] = good()
+        if "trouble" in results[case]:
+            break
     print(json.dumps(results))

@@ -45,6 +45,8 @@ _STEP = 10.0
 _ROOM = 1 << 14
 """Bytes of a receive buffer."""
 _BUFFERS = 64
+_PAUSE = 0.0002
+"""Seconds between two looks at what the device has done."""
 _SENDING = 1 << 17
 
 
@@ -124,7 +126,8 @@ class Peer:
     def __init__(self, *, resources: int = 8, depth: int = 8, retries: int = 0) -> None:
         signal.signal(signal.SIGALRM, _nothing)
         _kept.append(self)
-        self._limits = {"resources": resources, "depth": depth, "rnr_retry": retries}
+        self._limits = {"resources": resources, "depth": depth, "rnr_retry": 0}
+        self._retries = retries
         self._channel = CMEventChannel()
         self._id = CMID(creator=self._channel, port_space=RDMA_PS_TCP)
         self._arrived: list[tuple[int, bytes]] = []
@@ -225,6 +228,7 @@ class Peer:
         deadline = time.monotonic() + _STEP
         while wait and len(self._sent) == before and time.monotonic() < deadline:
             self._poll()
+            time.sleep(_PAUSE)
         return self._sent[-1] if len(self._sent) > before else ""
 
     def receive(self, seconds: float) -> bytes:
@@ -289,7 +293,10 @@ class Peer:
             self._post(slot)
 
     def _to(self, state: int) -> None:
-        self._qp.modify(*self._id.init_qp_attr(state))
+        attributes, mask = self._id.init_qp_attr(state)
+        if state == IBV_QPS_RTS:
+            attributes.rnr_retry = self._retries
+        self._qp.modify(attributes, mask)
 
     def _post(self, slot: int) -> None:
         sge = [SGE(self._memory.buf + slot * _ROOM, _ROOM, self._memory.lkey)]
