@@ -7,6 +7,7 @@ Runs in machines as root. The servers are ordinary sockets of protocol 257; the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import socket
