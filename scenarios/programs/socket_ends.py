@@ -263,7 +263,8 @@ def device_of_attempt(_: argparse.Namespace) -> dict[str, Any]:
 def established() -> int:
     """Connected queue pairs of the far namespace's device."""
     text = run("rdma", "-j", "resource", "show", "qp", "link", _DEVICE[_FAR])
-    return sum(qp.get("state") == "RTS" for qp in json.loads(text or "[]"))
+    queues = [(qp.get("type"), qp.get("state")) for qp in json.loads(text or "[]")]
+    return queues.count(("RC", "RTS"))
 
 
 def namespace(_: argparse.Namespace) -> dict[str, Any]:
