@@ -16,6 +16,7 @@ import pytest
 
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.program import Program
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.spec import ServerKind
 
@@ -36,17 +37,15 @@ def churn(client: Host, server: Host, scenario_log: Path) -> Churn:
     """Runs the program; what it found, kept with the scenario's results."""
     if client.machine is not server.machine:
         pytest.skip("it watches the kernel memory of one machine with both hosts on it")
-    shared = server.machine.shared
-    program = shared.here / _PROGRAM.name
-    program.write_bytes(_PROGRAM.read_bytes())
+    program = Program(_PROGRAM, client, server)
     address = str(server.end_towards(client).ipv4.ip)
-    hosts = ["--server", str(server.pid), "--client", str(client.pid), "--address", address]
+    hosts = ["--server", server.pid, "--client", client.pid, "--address", address]
 
     def run(action: str, count: int, *options: str, timeout: float) -> dict[str, Any]:
         seed = secrets.token_hex(4)
-        command = ["python3", "-I", str(shared.path_there(program)), action, *hosts]
-        arguments = ["--count", str(count), "--seed", seed, *options]
-        done = server.machine.run([*command, *arguments], timeout=timeout, check=False)
+        arguments = [action, *hosts, "--count", count, "--seed", seed, *options]
+        argv = program.argv(server, *arguments)
+        done = server.machine.run(argv, timeout=timeout, check=False)
         (scenario_log / "churn.log").write_text(f"{action}, seed {seed}\n{done.output}")
         assert done.ok, done.output
         result: dict[str, Any] = json.loads(done.stdout)

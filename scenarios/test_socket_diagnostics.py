@@ -17,6 +17,7 @@ pytestmark = pytest.mark.thorough
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _PORT = 5485
+_NOBODYS_PORT = 5489
 _TRACING = Path("/sys/kernel/tracing")
 _EVENTS = _TRACING / "events/smbdirect_socket/enable"
 
@@ -42,9 +43,11 @@ def test_proc_net_smbdirect(stream: Program, scenario_log: Path) -> None:
     """A listener, and a connection whose client cannot get rid of its data, from both ends."""
     own = f"{stream.client.end_towards(stream.server).ipv4.ip}"
     listening = f"{stream.address}:{_PORT}"
-    argv = stream.argv(stream.client, "call", stream.address, _PORT, "timeouts")
+    argv = stream.argv(stream.client, "call", stream.address, _PORT, "stuck")
     with (scenario_log / "client.log").open("wb") as log:
-        waiting = subprocess.Popen(stream.client.argv(argv), stdout=log, stderr=log)
+        waiting = subprocess.Popen(
+            stream.client.argv(argv), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
         try:
 
             def stuck() -> bool:
@@ -55,7 +58,8 @@ def test_proc_net_smbdirect(stream: Program, scenario_log: Path) -> None:
             near = [s for s in _sockets(stream.client) if s["peer"] == listening]
             far = [s for s in _sockets(stream.server) if s["local"] == listening]
         finally:
-            waiting.wait(60)
+            waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
     assert len(near) == 1
     assert near[0]["state"] == "CONNECTED"
     assert near[0]["local"].startswith(f"{own}:")
@@ -81,6 +85,8 @@ def test_tracepoints(stream: Program) -> None:
         stream.do("call", stream.address, _PORT, "fork")
         rdma = Program(_PROGRAMS / "socket_rdma.py", stream.client, stream.server)
         rdma.do("events", stream.address, _PORT)
+        echo = Program(_PROGRAMS / "frame_echo.py", stream.client, stream.server)
+        echo.do("connect", stream.address, _NOBODYS_PORT)
     finally:
         machine.run(["sh", "-c", f"echo 0 > {_EVENTS}"])
     trace = machine.run(["cat", f"{_TRACING}/trace"]).stdout
@@ -89,6 +95,8 @@ def test_tracepoints(stream: Program) -> None:
     assert re.search(rf"accept: .* local_port={_PORT} .* recv_credit_max=255 ", trace)
     assert re.search(r"smbdirect_socket_send: .* bytes=9 error=0", trace)  # a frame of "child"
     assert re.search(r"smbdirect_socket_rdma: .* operation=register bytes=4096 error=0", trace)
+    refused = rf"smbdirect_socket_error: .* peer_port={_NOBODYS_PORT} bytes=0 error=-111"
+    assert re.search(refused, trace)
 
 
 def test_no_noise(stream: Program) -> None:
@@ -109,4 +117,5 @@ def test_interfaces(stream: Program) -> None:
     seen = program.do("interfaces", stream.address, _PORT)
     device = stream.client.end_towards(stream.server).device
     assert seen[device] is True
+    assert seen["lo"] is False
     assert seen["nobody0"] == "ENODEV"

@@ -16,6 +16,7 @@ import pytest
 
 from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.program import Program
 from smbdirect_testbed.wait import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -43,20 +44,15 @@ def test_random_operations(
     before = _references(environment)
     seed = _SEED or secrets.token_hex(4)
     (scenario_log / "seed.log").write_text(f"SMBDIRECT_TESTBED_FUZZ_SEED={seed}\n")
-    # Client and server may be on two machines, which call the directory the same.
-    for shared in (client.machine.shared, server.machine.shared):
-        program = shared.here / _PROGRAM.name
-        program.write_bytes(_PROGRAM.read_bytes())
-        program.chmod(0o644)
+    program = Program(_PROGRAM, client, server)
 
     def command(own: Host, peer: Host) -> list[str]:
         mine, theirs = own.end_towards(peer), peer.end_towards(own)
         addresses = [str(mine.ipv4.ip), str(mine.ipv6.ip)]
         peers = [str(theirs.ipv4.ip), str(theirs.ipv6.ip), *addresses]
         user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
-        python = ["python3", "-I", str(shared.path_there(program))]
-        options = ["--seed", f"{seed}-{own.name}", "--seconds", str(_SECONDS)]
-        return [*user, *python, *options, "--own", *addresses, "--peer", *peers]
+        options = ["--seed", f"{seed}-{own.name}", "--seconds", _SECONDS]
+        return [*user, *program.argv(own, *options, "--own", *addresses, "--peer", *peers)]
 
     log = scenario_log / "server.log"
     timeout = _SECONDS + 150

@@ -34,7 +34,9 @@ def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
         "too small": "ENOBUFS",
         "sent": 8,
         "message": "\0\0\0\4done",
+        "invalidated": "EIO",
         "capable": 1,
+        "incapable": 0,
         "no interface": "ENODEV",
         "long name": "ENODEV",
     }

@@ -305,6 +305,44 @@ def test_kernel_report_fails_the_scenario_it_belongs_to(run: Run) -> None:
     assert (run.results / "kernel.log").read_text().count("cut here") == 2
 
 
+def test_known_mistakes_of_the_kernel(run: Run) -> None:
+    """Are known failures, and failures when they are not made, or when there are others."""
+    run.write(
+        f"""
+        import pytest
+        WARNING = {WARNING!r}
+        known = pytest.mark.kernel_mistake("smbdirect_connection_wait", "it waits")
+
+        @known
+        def test_made(environment):
+            environment.machine.says(WARNING)
+
+        @known
+        def test_not_made():
+            pass
+
+        @known
+        def test_another(environment):
+            environment.machine.says(WARNING.replace("connection_wait", "other"))
+
+        @known
+        def test_wrong_besides(environment):
+            environment.machine.says(WARNING)
+            assert 1 == 2
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    outcomes = {s["id"].rpartition("::")[2]: s["outcome"] for s in run.json()["scenarios"]}
+    assert outcomes == {
+        "test_made": "knownfail",
+        "test_not_made": "failed",
+        "test_another": "failed",
+        "test_wrong_besides": "failed",
+    }
+    assert "take the mark" in run.scenario("test_not_made")["message"]
+    assert run.scenario("test_made")["message"] == "it waits"
+
+
 def test_kernel_reports_outside_of_scenarios_fail_the_run(run: Run) -> None:
     run.write("def test_fine(): pass")
 

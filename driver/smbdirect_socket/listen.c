@@ -109,6 +109,12 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
 	sdsock_attach(child, sc);
+	/*
+	 * smbdirect's timer began with the peer's request. Who accepts later than it
+	 * runs would never notice that the peer is silent: so it begins again.
+	 */
+	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
+			 msecs_to_jiffies(sc->parameters.keepalive_interval_msec));
 	sdsock_note_parameters(child);
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_note_addresses(child);

@@ -86,10 +86,11 @@ static void sdsock_complete_op(struct sdsock *ss, struct sdsock_op *op, int erro
 	struct sock *sk = sdsock_sk(ss);
 
 	op->result.error = -error;
+	trace_smbdirect_socket_rdma(sk, op->result.operation, op->result.length, error);
 	spin_lock(&ss->lock);
+	/* from here on it may be fetched and freed at any time */
 	list_add_tail(&op->list, &ss->rdma.done);
 	spin_unlock(&ss->lock);
-	trace_smbdirect_socket_rdma(sk, op->result.operation, op->result.length, error);
 	sk->sk_data_ready(sk);
 }
 

@@ -122,9 +122,12 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     sent = ctypes.CDLL(None).sendmsg(server.fileno(), ctypes.byref(message), 0)
     results["sent"] = sent
     results["message"] = client.recv(8, socket.MSG_WAITALL).decode()
-    library("rdma_v1_deregister", client.fileno(), descriptor)
+    # The message has ended the registration: the server must not reach it any more.
+    end = library.refused("rdma_v1_writev", server.fileno(), descriptor, 1, pieces, 3)
+    results["invalidated"] = end
 
     results["capable"] = library("netif_rdma_capable", options.interface.encode())
+    results["incapable"] = library("netif_rdma_capable", b"lo")
     results["no interface"] = library.refused("netif_rdma_capable", b"nobody0")
     results["long name"] = library.refused("netif_rdma_capable", b"x" * 100)
     return results

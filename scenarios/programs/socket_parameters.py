@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import socket
-import struct
 import sys
-import threading
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +23,8 @@ else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import smbdirect
 
-_HEADER = struct.Struct(">I")
-_FIELDS = [field.name for field in fields(smbdirect.ConnectionParameters)]
-
-
-def name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, str(error))
-
-
-def frame(data: bytes) -> bytes:
-    return _HEADER.pack(len(data)) + data
-
-
-def receive(connection: socket.socket) -> bytes:
-    """The next frame's content; nothing at the end of the stream."""
-    header = connection.recv(_HEADER.size, socket.MSG_WAITALL)
-    if len(header) < _HEADER.size:
-        return b""
-    return connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
-
-
-def limit(sock: socket.socket) -> None:
-    """Let nothing wait for longer than 30 s, and MSG_WAITALL still wait for all."""
-    patience = struct.pack("@ll", 30, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+import frames
+from frames import frame, limit, name, receive
 
 
 def wanted(text: str) -> smbdirect.ConnectionParameters:
@@ -61,23 +35,16 @@ def wanted(text: str) -> smbdirect.ConnectionParameters:
 
 def serve_one(connection: socket.socket) -> None:
     """Say what was agreed, then echo."""
-    with connection, contextlib.suppress(OSError):
-        agreed = asdict(smbdirect.connection_parameters(connection))
+    agreed = asdict(smbdirect.connection_parameters(connection))
+    with contextlib.suppress(OSError):
         connection.sendall(frame(json.dumps(agreed).encode()))
-        while data := receive(connection):
-            connection.sendall(frame(data))
+        frames.echo(connection)
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve clients until killed."""
     with smbdirect.smbdirect_socket(parameters=wanted(options.wanted)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((options.address, options.port))
-        listener.listen(16)
-        print(json.dumps({"listening": options.port}), flush=True)
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+        frames.serve(listener, (options.address, options.port), serve_one)
 
 
 def call(options: argparse.Namespace) -> dict[str, Any]:
@@ -89,12 +56,7 @@ def call(options: argparse.Namespace) -> dict[str, Any]:
         client = smbdirect.connection_parameters(connection)
         echoed = {}
         for size in options.sizes:
-            data = os.urandom(size)
-            try:
-                connection.sendall(frame(data))
-                echoed[str(size)] = "echoed" if receive(connection) == data else "damaged"
-            except OSError as e:
-                echoed[str(size)] = name(e)
+            echoed[str(size)] = frames.echoed(connection, size)
         return {"client": asdict(client), "server": server, "echoed": echoed}
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import hashlib
 import json
 import mmap
 import os
@@ -18,10 +16,9 @@ import random
 import resource
 import select
 import socket
-import struct
 import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +28,8 @@ else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import smbdirect
 
-_HEADER = struct.Struct(">I")
-
-
-def name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, str(error))
-
-
-def digest(data: bytes | bytearray | memoryview | mmap.mmap) -> str:
-    return hashlib.sha256(data).hexdigest()
+import frames
+from frames import digest, limit, name
 
 
 def pattern(seed: int, size: int) -> bytes:
@@ -47,18 +37,13 @@ def pattern(seed: int, size: int) -> bytes:
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    data = json.dumps(message).encode()
-    return _HEADER.pack(len(data)) + data
+    return frames.frame(json.dumps(message).encode())
 
 
 def receive(connection: socket.socket) -> dict[str, Any] | None:
     """The next frame, None at the end of the stream."""
-    header = connection.recv(_HEADER.size, socket.MSG_WAITALL)
-    if len(header) < _HEADER.size:
-        return None
-    message: dict[str, Any] = json.loads(
-        connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
-    )
+    data = frames.receive(connection)
+    message: dict[str, Any] | None = json.loads(data) if data else None
     return message
 
 
@@ -104,23 +89,10 @@ def serve(options: argparse.Namespace) -> None:
     """Serve clients until killed."""
     parameters = smbdirect.ConnectionParameters(max_read_write_size=options.max_read_write)
     with smbdirect.smbdirect_socket(parameters=parameters) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((options.address, options.port))
-        listener.listen(16)
-        print(json.dumps({"listening": options.port}), flush=True)
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+        frames.serve(listener, (options.address, options.port), serve_one)
 
 
 # Clients.
-
-
-def limit(sock: socket.socket) -> None:
-    """Let nothing wait for longer than 30 s, and MSG_WAITALL still wait for all."""
-    patience = struct.pack("@ll", 30, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
 
 
 def connect(options: argparse.Namespace, **wanted: int) -> socket.socket:
@@ -228,57 +200,39 @@ def limits(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
 
     def refused(case: str, function: Any, *arguments: Any, **named: Any) -> None:
-        try:
-            function(*arguments, **named)
-            results[case] = "accepted"
-        except OSError as e:
-            results[case] = name(e)
+        results[case] = frames.outcome(partial(function, *arguments, **named))
+
+    def register(memory: memoryview, on: socket.socket | None = None) -> Any:
+        return smbdirect.rdma_register(on or connection, memory, remote_write=True)
 
     connection = connect(options, responder_resources=4)
     page = mmap.mmap(-1, 65536)
     held: list[Any] = []
     with contextlib.suppress(OSError):
         while len(held) < 100:
-            held.append(smbdirect.rdma_register(connection, memoryview(page), remote_write=True))
+            held.append(register(memoryview(page)))
     results["registrations"] = len(held)
-    refused("one more", smbdirect.rdma_register, connection, memoryview(page), remote_write=True)
+    refused("one more", register, memoryview(page))
     region = held.pop()
     smbdirect.rdma_deregister(connection, region)
-    refused("one again", smbdirect.rdma_register, connection, memoryview(page), remote_write=True)
-    refused("no memory", smbdirect.rdma_register, connection, memoryview(b""), remote_write=False)
+    refused("one again", register, memoryview(page))
+    refused("no memory", register, memoryview(b""))
     buffer = memoryview(bytearray(4096))
     descriptor = smbdirect.Descriptor(0, 1, 4096)
     refused("client reads", smbdirect.rdma_readv, connection, [descriptor], [buffer])
     refused("client writes", smbdirect.rdma_writev, connection, [descriptor], [buffer])
     refused("no descriptors", smbdirect.rdma_readv, connection, [], [buffer])
     refused("too many", smbdirect.rdma_readv, connection, [descriptor] * 257, [buffer])
-    refused(
-        "too short",
-        smbdirect.rdma_readv,
-        connection,
-        [descriptor],
-        [memoryview(bytearray(4097))],
-    )
-    refused(
-        "wraps around",
-        smbdirect.rdma_readv,
-        connection,
-        [smbdirect.Descriptor((1 << 64) - 1, 1, 4096)],
-        [buffer],
-    )
+    longer = memoryview(bytearray(4097))
+    refused("too short", smbdirect.rdma_readv, connection, [descriptor], [longer])
+    last = descriptor._replace(offset=(1 << 64) - 1)
+    refused("wraps around", smbdirect.rdma_readv, connection, [last], [buffer])
     unconnected = smbdirect.smbdirect_socket()
-    refused(
-        "unconnected", smbdirect.rdma_register, unconnected, memoryview(page), remote_write=True
-    )
+    refused("unconnected", register, memoryview(page), unconnected)
     refused("urgent data", connection.send, b"x", socket.MSG_OOB)
     refused("no result", connection.recv, 1, socket.MSG_OOB)
-    refused(
-        "unknown request",
-        connection.sendmsg,
-        [b"x"],
-        [(smbdirect.SOL_SMBDIRECT, 77, b"")],
-        socket.MSG_OOB,
-    )
+    unknown = [(smbdirect.SOL_SMBDIRECT, 77, b"")]
+    refused("unknown request", connection.sendmsg, [b"x"], unknown, socket.MSG_OOB)
     connection.send(b"\0\0")
     refused("in mid frame", smbdirect.send_with_invalidate, connection, b"\0\0\0\1x", 1)
     connection.send(b"\0\0")
@@ -332,9 +286,7 @@ def memlock(options: argparse.Namespace) -> dict[str, Any]:
     results["deregistered"] = locked()
     smbdirect.rdma_register(connection, memoryview(memory)[:32768], remote_write=True)
     connection.close()
-    deadline = time.monotonic() + 10
-    while locked() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    frames.until(lambda: not locked())
     results["closed"] = locked()
     try:
         constant = mmap.mmap(-1, 4096, prot=mmap.PROT_READ)
@@ -399,16 +351,8 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
             memory = mmap.mmap(-1, 8 << 20)
             region = smbdirect.rdma_register(connection, memoryview(memory), remote_write=True)
             for seed in range(1000):
-                connection.sendall(
-                    frame(
-                        {
-                            "do": "write",
-                            "descriptors": region.descriptors,
-                            "length": 8 << 20,
-                            "seed": seed,
-                        }
-                    )
-                )
+                wanted = {"do": "write", "length": 8 << 20, "seed": seed}
+                connection.sendall(frame(wanted | {"descriptors": region.descriptors}))
                 if not seed:
                     os.write(child_ready, b"x")
             os._exit(0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -32,40 +31,17 @@ else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import smbdirect
 
-_HEADER = struct.Struct(">I")
-_PATIENCE = 30
-"""Seconds that nothing may wait for."""
+import frames
+from frames import digest, frame, limit, name, receive
+
+_QUIET = 0.3
+"""Seconds in which nothing arrives from a peer that is stuck."""
 _BULK = 4 << 20
 _FRAME = 65536
 
 
-def name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, str(error))
-
-
-def digest(data: bytes | bytearray | memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def frame(data: bytes) -> bytes:
-    return _HEADER.pack(len(data)) + data
-
-
-def receive(connection: socket.socket) -> bytes:
-    """The next frame's content; nothing at the end of the stream."""
-    header = connection.recv(_HEADER.size, socket.MSG_WAITALL)
-    if len(header) < _HEADER.size:
-        return b""
-    return connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
-
-
 def timeval(seconds: float) -> bytes:
     return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-
-
-def limit(connection: socket.socket) -> None:
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, option, timeval(_PATIENCE))
 
 
 def waiting(connection: socket.socket) -> int:
@@ -75,11 +51,24 @@ def waiting(connection: socket.socket) -> int:
     return int(count)
 
 
-def until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+def settle(connection: socket.socket) -> None:
+    """Wait until no more arrives: the peer is stuck, or has sent all."""
+    seen, since = -1, time.monotonic()
+
+    def quiet() -> bool:
+        nonlocal seen, since
+        if (now := waiting(connection)) != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > _QUIET
+
+    frames.until(quiet)
+
+
+def wait_for_end(connection: socket.socket) -> None:
+    """Wait until the connection is at an end, and read nothing."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    poll.poll(frames.PATIENCE * 1000)
 
 
 # Cases: what the client does, and what the server does meanwhile.
@@ -103,11 +92,6 @@ def iovecs(connection: socket.socket) -> dict[str, Any]:
     return {"sent": digest(whole), "received": digest(got)}
 
 
-def serve_echo(connection: socket.socket) -> None:
-    while data := receive(connection):
-        connection.sendall(frame(data))
-
-
 def waitall(connection: socket.socket) -> dict[str, Any]:
     """One read over what arrives in two frames, half a second apart; one that the end cuts."""
     begun = time.monotonic()
@@ -123,7 +107,7 @@ def waitall(connection: socket.socket) -> dict[str, Any]:
 
 def serve_waitall(connection: socket.socket) -> None:
     connection.sendall(frame(b"1" * 1000))
-    time.sleep(0.5)
+    select.select([connection], [], [], 0.5)  # nothing comes
     connection.sendall(frame(b"2" * 1000))
     receive(connection)
     connection.sendall(frame(b"3" * 500))
@@ -131,7 +115,7 @@ def serve_waitall(connection: socket.socket) -> None:
 
 def peek(connection: socket.socket) -> dict[str, Any]:
     """Looking at data without taking them, over the bounds of messages; FIONREAD."""
-    arrived = until(lambda: waiting(connection) >= 4 + 30000)
+    arrived = frames.until(lambda: waiting(connection) >= 4 + 30000)
     count = waiting(connection)
     first = connection.recv(100, socket.MSG_PEEK)
     everything = connection.recv(4 + 30000, socket.MSG_PEEK | socket.MSG_WAITALL)
@@ -180,11 +164,24 @@ def timeouts(connection: socket.socket) -> dict[str, Any]:
     with select.epoll() as poll:
         poll.register(connection, select.EPOLLOUT)
         results["writable"] = bool(poll.poll(0))
+    discard(connection)
     return results
 
 
-def serve_timeouts(connection: socket.socket) -> None:
-    time.sleep(8)
+def stuck(connection: socket.socket) -> dict[str, Any]:
+    """Send to a peer that reads nothing, until told to stop; then throw away what is left."""
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection.send(frame(bytes(_FRAME)))
+    sys.stdin.read()
+    discard(connection)
+    return {}
+
+
+def discard(connection: socket.socket) -> None:
+    """Let close() not wait for the peer."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def fork(connection: socket.socket) -> dict[str, Any]:
@@ -236,12 +233,12 @@ _closed: list[str] = []
 def serve_write_close(connection: socket.socket) -> None:
     """Read slowly, remember what came; last_close asks for it."""
     got = hashlib.sha256()
-    time.sleep(1)
+    settle(connection)
     result = "end of stream"
     try:
         while data := connection.recv(65536):
             got.update(data)
-            time.sleep(0.005)
+            time.sleep(0.005)  # slowly
     except OSError as e:
         result = name(e)
     _closed.append(f"{got.hexdigest()} {result}")
@@ -252,7 +249,7 @@ def last_close(connection: socket.socket) -> dict[str, Any]:
 
 
 def serve_last_close(connection: socket.socket) -> None:
-    until(lambda: bool(_closed))
+    frames.until(lambda: bool(_closed))
     connection.sendall(frame(_closed.pop().encode()))
 
 
@@ -275,7 +272,7 @@ def both_ways(connection: socket.socket) -> str:
     sender = threading.Thread(target=send)
     sender.start()
     got = 0
-    time.sleep(0.3)
+    settle(connection)
     try:
         while got < len(stream):
             piece = connection.recv(min(65536, len(stream) - got))
@@ -292,13 +289,14 @@ def serve_duplex(connection: socket.socket) -> None:
     both_ways(connection)
 
 
-_CASES: dict[str, tuple[Callable[[socket.socket], Any], Callable[[socket.socket], None]]] = {
-    "iovecs": (iovecs, serve_echo),
+_CASES: dict[str, tuple[Callable[[socket.socket], Any], Callable[[socket.socket], object]]] = {
+    "iovecs": (iovecs, frames.echo),
     "waitall": (waitall, serve_waitall),
     "peek": (peek, serve_peek),
-    "timeouts": (timeouts, serve_timeouts),
-    "fork": (fork, serve_echo),
-    "rights": (rights, serve_echo),
+    "timeouts": (timeouts, wait_for_end),
+    "stuck": (stuck, wait_for_end),
+    "fork": (fork, frames.echo),
+    "rights": (rights, frames.echo),
     "write_close": (write_close, serve_write_close),
     "last_close": (last_close, serve_last_close),
     "duplex": (duplex, serve_duplex),
@@ -316,13 +314,7 @@ def serve(options: argparse.Namespace) -> None:
     """Serve clients until killed."""
     parameters = smbdirect.ConnectionParameters(recv_credit_max=options.credits)
     with smbdirect.smbdirect_socket(parameters=parameters) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((options.address, options.port))
-        listener.listen(16)
-        print(json.dumps({"listening": options.port}), flush=True)
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+        frames.serve(listener, (options.address, options.port), serve_one)
 
 
 def call(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from smbdirect_testbed.wait import wait_until
 _PYTHON = ["python3", "-I"]
 _SOCKET_MODULE = "smbdirect.py"
 """The name that this package's ``socket.py`` has beside the program."""
+_SHARED = "shared"
+"""The directory, beside the program, of modules that programs have in common."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Program:
         shared = host.machine.shared
         there = shared.here / self.source.name
         shutil.copy(self.source, there)
+        for module in (self.source.parent / _SHARED).glob("*.py"):
+            shutil.copy(module, shared.here / module.name)
         shutil.copy(Path(socket.__file__), shared.here / _SOCKET_MODULE)
         return [*_PYTHON, str(shared.path_there(there)), *map(str, arguments)]
 

@@ -14,6 +14,8 @@ PRELOAD = "libsmbdirect-preload.so"
 LAUNCHER = "smbdirect-run"
 LIBRARY = "libsmbdirect.so"
 """libsmbdirect, for programs that know about SMB-Direct sockets; beside the preload."""
+WEAK_DEVICE = "smbdirect_weak_device.ko"
+"""A module that some scenarios load; there, too."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ MARKERS = (
     "needs(*features): skip the scenario where the environment lacks one of: "
     "a server (smbd, ksmbd), an RDMA type (rxe, siw), a role (server, client, monitor)",
     "thorough: not part of a run of everything unless that is to be thorough",
+    "kernel_mistake(function, reason): the kernel complains about itself in a function, as is "
+    "known; a failure if it does not",
 )
 
 _KNOWN = {e.value for kind in (ServerKind, RdmaType, Role) for e in kind}

@@ -19,7 +19,7 @@ from smbdirect_testbed import paths, results
 from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.kernel_log import find_splats
-from smbdirect_testbed.plugin import features, terminal
+from smbdirect_testbed.plugin import features, mistakes, terminal
 from smbdirect_testbed.plugin.arguments import pytest_arguments
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
@@ -357,6 +357,7 @@ class RunPlugin:
             splats = self.watch.glance()
         else:
             return
+        splats, not_made = mistakes.expect(item, report, splats)
         death = self.watch.death()
         if death and not self._death:
             fail(report, describe_death(death, splats))
@@ -364,8 +365,8 @@ class RunPlugin:
         elif death and report.when == "teardown":
             # Its death is the failure already; that nothing can be torn down follows from it.
             report.outcome, report.longrepr = "passed", None
-        elif splats:
-            fail(report, describe(splats))
+        elif splats or not_made:
+            fail(report, describe(splats) or not_made)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self._recorder.add(report)

@@ -1,0 +1,269 @@
+"""Peers that speak [MS-SMBD] wrongly, or not at all, as clients and as servers.
+
+Each case ends as the specification says, within its time, and after each an ordinary client is
+served; the kernel log is watched anyhow. The hostile side is pyverbs, see ``raw_smbd.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smbdirect_testbed.environment import Environment
+from smbdirect_testbed.host import Host
+from smbdirect_testbed.program import Program
+from smbdirect_testbed.smb.ksmbd import running_ksmbd
+from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.smb.transports import PORTS
+from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
+from smbdirect_testbed.wait import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_PROGRAMS = Path(__file__).with_name("programs")
+_PORT = 5500
+_SERVER_PORT = 5510
+_PROMPT = 6.0
+"""Seconds in which a wrong message must have ended the connection."""
+_SILENCE = (1.2, 8.0)
+"""Seconds in which silence must have: 1.5 of it while negotiating, 2 afterwards."""
+_REFERENCES = "/sys/module/smbdirect_socket/refcnt"
+_RELEASE_TIMEOUT = 60.0
+_LOST = {"ECONNRESET", "ECONNREFUSED", "ECONNABORTED"}
+
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def roce(client: Host, server: Host) -> None:
+    if client.end_towards(server).rdma is not RdmaType.RXE:
+        pytest.skip("the hostile side connects its queue pair by hand, as InfiniBand does")
+
+
+@pytest.fixture(scope="module")
+def hostile_client(
+    client: Host, server: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    """For servers of every kind."""
+    program = Program(_PROGRAMS / "hostile_client.py", client, server)
+    log = tmp_path_factory.mktemp("victims") / "server.log"
+    with program.serving(log, "serve", program.address, _PORT):
+        wait_until(lambda: log.read_text().count("listening") == 4, "all servers", timeout=30)
+        yield program
+
+
+@pytest.fixture(scope="module")
+def hostile_server(
+    client: Host, server: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    program = Program(_PROGRAMS / "hostile_server.py", client, server)
+    log = tmp_path_factory.mktemp("hostile") / "server.log"
+    with program.serving(log, "serve", program.address, _SERVER_PORT):
+        yield program
+
+
+def _sockets(program: Program) -> int:
+    return int(program.server.machine.run(["cat", _REFERENCES]).stdout)
+
+
+def _attack(program: Program, group: str) -> Results:
+    """All cases of a group; an ordinary client was served after each, and no socket is left."""
+    before = _sockets(program)
+    results: Results = program.do("attack", group, program.address, _PORT, timeout=400)
+    return _checked(program, results, before)
+
+
+def _meet(program: Program, group: str) -> Results:
+    before = _sockets(program)
+    results: Results = program.do("meet", group, program.address, _SERVER_PORT, timeout=400)
+    return _checked(program, results, before)
+
+
+def _checked(program: Program, results: Results, before: int) -> Results:
+    assert results
+    for case, result in results.items():
+        assert "trouble" not in result, f"{case}: {result}"
+        assert result.pop("good") == "echoed", f"after {case}: {result}"
+    wait_until(
+        lambda: _sockets(program) <= before,
+        "the sockets of hostile connections to go away",
+        timeout=_RELEASE_TIMEOUT,
+        interval=0.5,
+    )
+    return results
+
+
+def _ended(results: Results, least: float = 0, most: float = _PROMPT) -> None:
+    for case, result in results.items():
+        assert result["end"] == "DISCONNECTED", f"{case}: {result}"
+        assert least <= result.get("seconds", least) <= most, f"{case}: {result}"
+
+
+def test_other_versions(hostile_client: Program) -> None:
+    """Refused with STATUS_NOT_SUPPORTED."""
+    results = _attack(hostile_client, "versions")
+    assert {result["answer"] for result in results.values()} == {"refused"}, results
+    _ended(results)
+
+
+def test_bad_requests(hostile_client: Program) -> None:
+    results = _attack(hostile_client, "requests")
+    assert {result["answer"] for result in results.values()} == {"none"}, results
+    _ended(results)
+
+
+def test_odd_requests(hostile_client: Program) -> None:
+    results = _attack(hostile_client, "odd_requests")
+    for case, result in results.items():
+        assert result == {"answer": "accepted", "end": "well?"}, case
+
+
+def test_bad_messages(hostile_client: Program) -> None:
+    _ended(_attack(hostile_client, "messages"))
+
+
+def test_odd_messages(hostile_client: Program) -> None:
+    for case, result in _attack(hostile_client, "odd_messages").items():
+        assert result == {"end": "echoed"}, case
+
+
+def test_credits(hostile_client: Program) -> None:
+    results = _attack(hostile_client, "credit")
+    assert results.pop("one by one") == {"end": "echoed"}
+    assert results.pop("no credits, but alive") == {"end": "still there"}
+    for case in ("more than granted, nobody reads",):
+        assert results[case]["refused"] is True
+    _ended(results, most=_SILENCE[1])
+
+
+def test_silence(hostile_client: Program) -> None:
+    results = _attack(hostile_client, "silence")
+    assert results["answers only"].pop("asked") >= 3
+    assert results.pop("answers only") == {"end": "still there"}
+    crowd = results.pop("a crowd")
+    assert crowd["let in"] >= 16
+    assert crowd["end"] == "DISCONNECTED"
+    _ended(results, *_SILENCE)
+
+
+def test_dead_keys(hostile_client: Program) -> None:
+    results = _attack(hostile_client, "keys")
+    for case, result in results.items():
+        # The target of an invalidation answers the message first, and looks then.
+        if case != "invalidation":
+            assert result["done"] != "ok", case
+    _ended(results)
+
+
+@pytest.mark.kernel_mistake(
+    "smbdirect_connection_recv_io_done",
+    "smbdirect.ko warns when a peer writes with immediate data: anybody can make it do so",
+)
+def test_write_with_immediate(hostile_client: Program) -> None:
+    """Without a key, for it writes nothing. The connection ends as it should."""
+    machine = hostile_client.server.machine
+    again = "mount -t debugfs none /sys/kernel/debug; echo 1 > /sys/kernel/debug/clear_warn_once"
+    machine.run(["sh", "-c", again], check=False)  # it warns once
+    _ended(_attack(hostile_client, "write_with_immediate"))
+
+
+def test_deaths(hostile_client: Program) -> None:
+    """Killed and disconnected at ten points."""
+    results = _attack(hostile_client, "deaths")
+    assert len(results) == 20
+    assert {result["end"] for result in results.values()} == {"died", "left"}
+
+
+def test_server_does_not_connect(hostile_server: Program) -> None:
+    results = _meet(hostile_server, "connecting")
+    assert results.pop("refuses")["connect"] == "ECONNREFUSED"
+    assert results.pop("has no buffer")["connect"] in _LOST | {"ETIMEDOUT"}
+    for case, result in results.items():
+        assert result["connect"] == "ETIMEDOUT", case
+        assert result["client seconds"] <= _SILENCE[1], case
+
+
+def test_server_refuses(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "other_answers").items():
+        assert result["connect"] == "ECONNREFUSED", case
+        assert result["client seconds"] <= _PROMPT, case
+
+
+def test_bad_answers(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "answers").items():
+        assert result["connect"] in _LOST, f"{case}: {result}"
+        assert result["client seconds"] <= _PROMPT, case
+
+
+def test_odd_answers(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "odd_answers").items():
+        assert result["connect"] == "ok", f"{case}: {result}"
+        assert result["server"] == {"end": "well?"}, f"{case}: {result}"
+
+
+def test_servers_bad_messages(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "messages").items():
+        assert result["connect"] == "ok", case
+        # A reader may have had the beginning of a frame, and is told by what it does next.
+        assert result["then"] in ("ECONNRESET", "EPROTO", "EPIPE"), f"{case}: {result}"
+        assert result["server"]["end"] == "DISCONNECTED", f"{case}: {result}"
+        assert result["client seconds"] <= _PROMPT, case
+
+
+def test_servers_odd_messages(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "odd_messages").items():
+        assert result["server"] == {"end": "echoed"}, f"{case}: {result}"
+
+
+def test_server_is_silent(hostile_server: Program) -> None:
+    results = _meet(hostile_server, "silence")
+    assert results.pop("within a frame")["then"] == "ECONNRESET"
+    for case, result in results.items():
+        assert result["then"] in ("ETIMEDOUT", "ECONNRESET"), case
+        assert result["client seconds"] <= _SILENCE[1], case
+
+
+def test_servers_dead_keys(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "keys").items():
+        assert result["then"] == "ECONNRESET", f"{case}: {result}"
+
+
+def test_server_dies(hostile_server: Program) -> None:
+    for case, result in _meet(hostile_server, "deaths").items():
+        if case.endswith("negotiated"):
+            assert result["connect"] in _LOST | {"ok"}, f"{case}: {result}"
+        else:
+            assert result["connect"] in _LOST | {"ETIMEDOUT"}, f"{case}: {result}"
+        assert result["client seconds"] <= _PROMPT, case
+
+
+@pytest.mark.needs(ServerKind.SMBD)
+def test_smbd(client: Host, server: Host, smbd: SmbServer) -> None:
+    """Samba, on the socket."""
+    _smb(Program(_PROGRAMS / "hostile_client.py", client, server), PORTS[Transport.SMBDIRECT])
+
+
+@pytest.mark.needs(ServerKind.KSMBD)
+def test_ksmbd(environment: Environment, client: Host) -> None:
+    """The kernel's server, on smbdirect.ko itself: what holds there holds without the socket."""
+    (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
+    host = environment.hosts[spec.host]
+    with running_ksmbd(host, environment.driver, spec.transports):
+        _smb(Program(_PROGRAMS / "hostile_client.py", client, host), PORTS[Transport.TCP])
+
+
+def _smb(program: Program, port: int) -> None:
+    """Everything that is the same for all servers; each is followed by an SMB2 negotiation."""
+    results: Results = program.do("attack_smb", program.address, port, timeout=400)
+    assert len(results) > 50
+    for case, result in results.items():
+        assert "trouble" not in result, f"{case}: {result}"
+        assert result["good"] == "SMB2", f"after {case}: {result}"
+        group = case.partition(": ")[0]
+        if group == "versions":
+            assert result["answer"] == "refused", f"{case}: {result}"
+        if group != "deaths":
+            assert result["end"] == "DISCONNECTED", f"{case}: {result}"
