@@ -95,6 +95,27 @@ def test_interrupts_reach_all_of_them_once(
     assert sorted(journal.notes) == ["a out", "b out", "cleaned up", "cleaned up"]
 
 
+def test_an_interrupt_while_they_are_started(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        """It begins, but not before the interrupt."""
+        if isinstance(thread, threading.Timer):
+            original(thread)
+            return
+        threading.Timer(0.2, original, [thread]).start()
+        raise KeyboardInterrupt
+
+    original = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    begun = time.monotonic()
+    contexts = {name: journal.context(name, lambda: _sleep(10)) for name in ("a", "b")}
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        enter_together(stack, contexts)
+    assert journal.notes == ["a out"]
+    assert time.monotonic() - begun < 5
+
+
 def _sleep(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_PATIENCE = 2.0
+"""Seconds for a thread to begin."""
+
 
 def enter_together(
     stack: ExitStack, contexts: Mapping[str, AbstractContextManager[T]]
@@ -28,10 +31,10 @@ def enter_together(
             for thread in entering.values():
                 if interrupted:
                     thread.interrupt()
-                elif thread.ident is None:
-                    thread.start()
+                else:
+                    thread.launch()
             for thread in entering.values():
-                if thread.ident is not None:
+                if thread.runs():
                     thread.join()
             break
         except KeyboardInterrupt:
@@ -52,23 +55,36 @@ class _Entering(threading.Thread, Generic[T]):
         super().__init__()
         self.context = context
         self.entered = False
+        self._launched = False
+        self._began = threading.Event()
         self._interrupted = False
         self._value: T | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
+            self._began.set()
             self._value = self.context.__enter__()
             self.entered = True
         except BaseException as e:
             self._error = e
+
+    def launch(self) -> None:
+        """Start, unless that was tried before."""
+        if not self._launched:
+            self._launched = True
+            self.start()
+
+    def runs(self) -> bool:
+        """Whether it runs, or did; one that was interrupted when it was launched may begin late."""
+        return self._launched and self._began.wait(_PATIENCE)
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the thread, as soon as it does not wait for the kernel.
 
         Only once: then it is cleaning up.
         """
-        if self.is_alive() and not self._interrupted:
+        if self.runs() and self.is_alive() and not self._interrupted:
             self._interrupted = True
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)

@@ -37,7 +37,6 @@ class Hosts:
         self.holders: dict[str, int] = {}
         self.stacks: dict[str, Any] = {}
         self.interfaces: list[tuple[str, str]] = []
-        self.wired: set[str] = set()
         self.rdma_links: list[tuple[str, str]] = []
 
     def make_hosts(self, namespaces: list[str], machine_stack: list[str]) -> dict[str, int]:
@@ -99,7 +98,6 @@ class Hosts:
         self.root.link("set", index=index, state="down")
         self.root.link("set", index=index, ifname=_temporary(end), mtu=mtu)
         self._place(end)
-        self.wired.add(end["host"])
         self._address(end)
         if neighbours:
             self._know(end, peer)
@@ -127,9 +125,7 @@ class Hosts:
     def unmake(self) -> None:
         """Remove RDMA links, then links, then hosts; every removal is waited for.
 
-        An RDMA link outlives nothing: removed after its namespace, it would be left behind. A host
-        with a wire stays, since User Mode Linux may panic when the wire's interface is closed with
-        its namespace; the machine is about to end.
+        An RDMA link outlives nothing: removed after its namespace, it would be left behind.
         """
         while self.rdma_links:
             host, name = self.rdma_links.pop()
@@ -140,7 +136,7 @@ class Hosts:
             if found := self.stacks[host].link_lookup(ifname=device):
                 self.stacks[host].link("del", index=found[0])
         for name, pid in self.holders.items():
-            if pid and name not in self.wired:
+            if pid:
                 self.stacks[name].close()
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
