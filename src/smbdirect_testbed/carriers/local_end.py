@@ -28,7 +28,11 @@ _HOLDER = b"sleep\0infinity\0"
 _OUR_MACS = "02:53:4d:42:"
 _TIMEOUT = 20.0
 
-_REMOVE_GROUP = 'mount -t cgroup2 none "$0" && cd "$0" && find "$1" -depth -type d -delete'
+_REMOVE_GROUP = """
+mount -t cgroup2 none "$0"
+cd "$0"
+[ ! -e "$1" ] || find "$1" -depth -type d -delete
+"""
 
 
 def take_down(record: LocalRecord) -> None:
@@ -142,9 +146,18 @@ def _is_holder(pid: int) -> bool:
 
 
 def _remove_group(record: LocalRecord) -> None:
+    """Remove the control group, once all in it have ended: a killed process takes its time."""
     record.mount_point.mkdir(parents=True, exist_ok=True)
-    argv = ["unshare", "--mount", "sh", "-ec", _REMOVE_GROUP]
-    process.run([*argv, record.mount_point, record.control_group], check=False, timeout=_TIMEOUT)
+    remove = ["unshare", "--mount", "sh", "-ec", _REMOVE_GROUP]
+
+    def removed() -> bool:
+        done = process.run(
+            [*remove, record.mount_point, record.control_group], check=False, timeout=_TIMEOUT
+        )
+        return done.ok
+
+    with suppress(ProvisionError):
+        wait_until(removed, "the machine's processes to be gone", timeout=_TIMEOUT)
 
 
 def first_process(record: LocalRecord) -> QemuProcess | None:
