@@ -18,6 +18,7 @@ from smbdirect_testbed.agent import kernel
 from smbdirect_testbed.agent.netlink import IPRoute
 
 _IFA_F_NODAD = 0x02
+_SO_TIMESTAMP = 29
 _NUD_PERMANENT = 0x80
 _RDMA = "/sys/class/infiniband"
 
@@ -33,6 +34,11 @@ class Hosts:
 
     def __init__(self, run: RunInStack) -> None:
         self._command = run
+        # As long as some socket wants them, the kernel stamps packets. Otherwise each ping and
+        # tcpdump has it patch that in and out of its code, and of that an emulated machine with
+        # two processors may die: "Oops: int3" in __netif_receive_skb_core.
+        self._stamped = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._stamped.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
         self.root = IPRoute()
         self.holders: dict[str, int] = {}
         self.stacks: dict[str, Any] = {}
