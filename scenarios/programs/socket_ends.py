@@ -319,6 +319,7 @@ def down(_: argparse.Namespace) -> dict[str, Any]:
         with link_down():
             results["connect"] = far.ask("connect", "c", _NEAR)
         results["listener"] = reconnect(far)
+        print(json.dumps(results), file=sys.stderr)
 
         far.tell("connect", "d", _NEAR, "any")
         wait_for(lambda: established() > 1, "a connection that waits to be accepted")
@@ -326,6 +327,7 @@ def down(_: argparse.Namespace) -> dict[str, Any]:
             results["waiting"] = far.hear()
         # What was under way at that time is at an end, what was idle may be.
         results["listener again"] = reconnect(far)
+        print(json.dumps(results), file=sys.stderr)
 
         near.ask("listen", "v", "any", "any")
         near.tell("accept", "v", "e")
@@ -380,9 +382,14 @@ def link_down() -> Iterator[None]:
 
 def reconnect(far: Actor) -> str:
     """Connect to the echo server as soon as that works again; what an exchange of data says."""
-    far.ask("close", "c")
-    frames.until(lambda: far.ask("connect", "c", _NEAR)[0] == "done")
-    return str(far.ask("exchange", "c")[0])
+    said: list[str] = []
+
+    def connected() -> bool:
+        far.ask("close", "c")
+        said.append(far.ask("connect", "c", _NEAR)[0])
+        return said[-1] == "done"
+
+    return str(far.ask("exchange", "c")[0]) if frames.until(connected) else said[-1]
 
 
 def main() -> None:
