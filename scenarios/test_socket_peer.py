@@ -228,7 +228,7 @@ def test_servers_odd_messages(hostile_server: Program) -> None:
 
 def test_server_is_silent(hostile_server: Program) -> None:
     results = _meet(hostile_server, "silence")
-    assert results.pop("within a frame")["then"] == "ECONNRESET"
+    assert results.pop("within a frame")["then"] in ("ECONNRESET", "EPIPE")
     for case, result in results.items():
         assert result["then"] in ("ETIMEDOUT", "ECONNRESET"), case
         assert result["client seconds"] <= _SILENCE[1], case
