@@ -67,7 +67,7 @@ def settle(connection: socket.socket) -> None:
 def wait_for_end(connection: socket.socket) -> None:
     """Wait until the connection is at an end, and read nothing."""
     poll = select.poll()
-    poll.register(connection, 0)
+    poll.register(connection, select.POLLRDHUP)
     poll.poll(frames.PATIENCE * 1000)
 
 
