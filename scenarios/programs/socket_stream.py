@@ -170,10 +170,10 @@ def timeouts(connection: socket.socket) -> dict[str, Any]:
 
 def stuck(connection: socket.socket) -> dict[str, Any]:
     """Send to a peer that reads nothing, until told to stop; then throw away what is left."""
-    connection.setblocking(False)
+    limit(connection, 0.3)
     with contextlib.suppress(BlockingIOError):
         while True:
-            connection.send(frame(bytes(_FRAME)))
+            connection.sendall(frame(bytes(_FRAME)))
     sys.stdin.read()
     discard(connection)
     return {}
