@@ -65,7 +65,7 @@ Case = Callable[[], dict[str, Any]]
 def hold(connection: socket.socket) -> None:
     """Read nothing, until the connection ends."""
     poll = select.poll()
-    poll.register(connection, 0)
+    poll.register(connection, select.POLLRDHUP)
     poll.poll()
     connection.close()
 

@@ -45,11 +45,11 @@ Act = Callable[[Peer], dict[str, Any]]
 # The server's part.
 
 
-def answered(peer: Peer, answer: bytes = b"") -> None:
+def answered(peer: Peer, answer: bytes | None = None) -> None:
     """Accept, and answer the negotiation."""
     peer.accept()
     peer.receive(PROMPTLY)
-    peer.send(answer or response())
+    peer.send(response() if answer is None else answer)
 
 
 def refuse(peer: Peer) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def settle(connection: socket.socket) -> None:
 def wait_for_end(connection: socket.socket) -> None:
     """Wait until the connection is at an end, and read nothing."""
     poll = select.poll()
-    poll.register(connection, 0)
+    poll.register(connection, select.POLLRDHUP)
     poll.poll(frames.PATIENCE * 1000)
 
 
@@ -170,11 +170,11 @@ def timeouts(connection: socket.socket) -> dict[str, Any]:
 
 def stuck(connection: socket.socket) -> dict[str, Any]:
     """Send to a peer that reads nothing, until told to stop; then throw away what is left."""
-    connection.setblocking(False)
     # As long as the peer has room for more, its device may only be slow.
-    while select.select([], [connection], [], 1)[1]:
-        with contextlib.suppress(BlockingIOError):
-            connection.send(frame(bytes(_FRAME)))
+    limit(connection, 1)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection.sendall(frame(bytes(_FRAME)))
     sys.stdin.read()
     discard(connection)
     return {}

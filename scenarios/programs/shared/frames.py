@@ -104,11 +104,16 @@ def accept_all(
     listener: socket.socket, work: Callable[[socket.socket], object], delay: float = 0
 ) -> None:
     """Have each connection of a listener dealt with by a thread; until killed."""
+    # Who comes and goes during the delay leaves an accept() that waits, with a socket in hand.
+    listener.setblocking(not delay)
     while True:
         if delay:
             select.select([listener], [], [])
             time.sleep(delay)
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            continue
         threading.Thread(target=work, args=(connection,), daemon=True).start()
 
 

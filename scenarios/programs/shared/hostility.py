@@ -103,6 +103,6 @@ def suffer(cases: dict[str, Callable[[], dict[str, Any]]], good: Callable[[], st
         Path("/dev/kmsg").write_text(f"hostile peer: {case}\n")
         results[case] = apart(work)
         results[case]["good"] = good()
-        if "trouble" in results[case]:
+        if "trouble" in results[case] or "trouble" in results[case].get("server", {}):
             break
     print(json.dumps(results))

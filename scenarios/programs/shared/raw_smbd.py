@@ -139,7 +139,7 @@ class Peer:
     # Connecting.
 
     def resolve(self, address: str, port: int) -> None:
-        info = AddrInfo(dst=address, service=str(port), port_space=RDMA_PS_TCP)
+        info = AddrInfo(dst=address, dst_service=str(port), port_space=RDMA_PS_TCP)
         self._id.resolve_addr(info, int(_STEP * 1000))
         self._expect("ADDR_RESOLVED")
         self._id.resolve_route(int(_STEP * 1000))
@@ -165,7 +165,8 @@ class Peer:
         self._id.connect(ConnParam(qp_num=self._qp.qp_num, **self._limits))
 
     def listen(self, address: str, port: int) -> None:
-        info = AddrInfo(src=address, service=str(port), port_space=RDMA_PS_TCP, flags=RAI_PASSIVE)
+        service = str(port)
+        info = AddrInfo(src=address, src_service=service, port_space=RDMA_PS_TCP, flags=RAI_PASSIVE)
         self._id.bind_addr(info)
         self._listener = self._id
         self._listener.listen(4)
@@ -255,9 +256,9 @@ class Peer:
         got = b""
         while True:
             message = self.receive(seconds)
-            wanted, _, flags, _, remaining, offset, length = _DATA.unpack_from(message)
+            wanted, _, _, _, remaining, offset, length = _DATA.unpack_from(message)
             self.wanted = wanted
-            if grant and (length or flags & RESPONSE_REQUESTED):
+            if grant:
                 self.send(data(credits_granted=grant))
             got += message[offset : offset + length]
             if length and not remaining:

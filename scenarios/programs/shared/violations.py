@@ -163,7 +163,10 @@ ALLOWED: dict[str, Allowed] = {
     "unknown flags": ([data(_PAYLOAD, flags=0xFFFE)], _PAYLOAD),
     "reserved": ([data(_PAYLOAD, reserved=0xFFFF)], _PAYLOAD),
     "a gap": ([data(bytes(8) + _PAYLOAD, offset=32, length=len(_PAYLOAD))], _PAYLOAD),
-    "the header as data": ([data(_PAYLOAD, offset=0, length=20)], data(_PAYLOAD)[:20]),
+    "the header as data": (
+        [data(_PAYLOAD, offset=0, length=20)],
+        data(_PAYLOAD, offset=0, length=20)[:20],
+    ),
     "more than the data": ([data(_PAYLOAD + bytes(900), length=len(_PAYLOAD))], _PAYLOAD),
     "byte by byte": (
         [data(_PAYLOAD[i : i + 1], remaining=9 - i) for i in range(10)],
