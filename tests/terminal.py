@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -27,7 +28,10 @@ class Terminal:
     shown: str = ""
 
     def until(self, text: str) -> str:
-        """Wait until the program shows a text; what it showed up to there since the last time."""
+        """Wait until the program shows a text; what it showed up to there since the last time.
+
+        :returns: without colours
+        """
         deadline = time.monotonic() + _SECONDS
         while text not in self.shown:
             left = deadline - time.monotonic()
@@ -36,7 +40,7 @@ class Terminal:
             self.shown += os.read(self.master, 65536).decode(errors="replace")
         before, _, self.shown = self.shown.partition(text)
         print(before)
-        return before
+        return re.sub(r"\x1b\[[0-9;]*m", "", before)
 
     def press(self, keys: bytes) -> None:
         os.write(self.master, keys)

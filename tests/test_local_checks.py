@@ -17,7 +17,7 @@ from smbdirect_testbed.carriers.local_record import LocalRecord
 from smbdirect_testbed.envfile import list_environments, load_environment, parse_environment
 from smbdirect_testbed.errors import ProvisionError, UsageError
 from smbdirect_testbed.running_kernel import LoadedModule, RunningKernel
-from smbdirect_testbed.spec import CarrierKind, DriverSpec, EnvironmentSpec
+from smbdirect_testbed.spec import CarrierKind, DriverSpec, EnvironmentSpec, ServerKind
 
 FITTING = ThisComputer(
     root=True,
@@ -56,8 +56,11 @@ def spec() -> EnvironmentSpec:
 
 
 @pytest.fixture
-def spec_ksmbd() -> EnvironmentSpec:
-    return load_environment("local-rxe-ksmbd")
+def spec_sharing() -> EnvironmentSpec:
+    """With a server in the computer's own network stack."""
+    spec = load_environment(str(Path(__file__).parent / "data" / "local-rxe-ksmbd.toml"))
+    servers = tuple(dataclasses.replace(s, kind=ServerKind.SMBD) for s in spec.servers)
+    return dataclasses.replace(spec, servers=servers)
 
 
 def problems(spec: EnvironmentSpec, kernel: RunningKernel, here: ThisComputer) -> list[str]:
@@ -65,10 +68,16 @@ def problems(spec: EnvironmentSpec, kernel: RunningKernel, here: ThisComputer) -
 
 
 def test_no_objection(
-    spec: EnvironmentSpec, spec_ksmbd: EnvironmentSpec, kernel: RunningKernel
+    spec: EnvironmentSpec, spec_sharing: EnvironmentSpec, kernel: RunningKernel
 ) -> None:
     assert problems(spec, kernel, FITTING) == []
-    assert problems(spec_ksmbd, kernel, FITTING) == []
+    assert problems(spec_sharing, kernel, FITTING) == []
+
+
+def test_ksmbd_would_serve_the_computers_files(kernel: RunningKernel) -> None:
+    spec = load_environment(str(Path(__file__).parent / "data" / "local-rxe-ksmbd.toml"))
+    (problem,) = problems(spec, kernel, FITTING)
+    assert "ksmbd serves files of the computer's own root" in problem
 
 
 IN_USE = {"smbdirect": LoadedModule("smbdirect", 2, ("cifs",))}
@@ -105,18 +114,18 @@ def test_the_computer_is_not_as_it_must_be(
         ({"networks": {"smb1": ()}}, "an interface smb1 already"),
         ({"networks": {"br0": (ip_network("10.7.0.0/16"),)}}, "where br0 of this computer is"),
         ({"networks": {"br0": (ip_network("fd07:1::/48"),)}}, "an address in fd07:1::/64"),
-        ({"listening": frozenset([445])}, "TCP port 445, on which ksmbd is to listen"),
+        ({"listening": frozenset([445])}, "TCP port 445, on which smbd is to listen"),
     ],
 )
 def test_only_the_computers_own_stack_can_collide(
     spec: EnvironmentSpec,
-    spec_ksmbd: EnvironmentSpec,
+    spec_sharing: EnvironmentSpec,
     kernel: RunningKernel,
     change: dict[str, Any],
     said: str,
 ) -> None:
     here = dataclasses.replace(FITTING, **change)
-    (problem,) = problems(spec_ksmbd, kernel, here)
+    (problem,) = problems(spec_sharing, kernel, here)
     assert said in problem
     assert problems(spec, kernel, here) == []
 
@@ -130,9 +139,7 @@ def test_an_idle_driver_is_in_the_way_of_another_build_only(
     assert "module smbdirect is loaded already" in problems(built, kernel, here)[0]
 
 
-def test_modules_are_missing(
-    spec: EnvironmentSpec, spec_ksmbd: EnvironmentSpec, tmp_path: Path
-) -> None:
+def test_modules_are_missing(spec: EnvironmentSpec, tmp_path: Path) -> None:
     none = RunningKernel("7.3.4", "#1", tmp_path / "none")
     assert "no modules for the running kernel 7.3.4" in problems(spec, none, FITTING)[0]
 
@@ -146,8 +153,6 @@ def test_modules_are_missing(
     assert problems(spec, install(tmp_path, "cifs", "smbdirect_socket"), FITTING) == [
         "the driver is not installed: there is no smbdirect.ko for kernel 7.3.4"
     ]
-    without_ksmbd = install(tmp_path, "smbdirect", "cifs")
-    assert "no ksmbd.ko" in problems(spec_ksmbd, without_ksmbd, FITTING)[0]
 
     (tmp_path / "modules.dep").write_text("extra/smbdirect.ko:\nextra/cifs.ko:\n")
     no_rxe = RunningKernel("7.3.4", "#1", tmp_path)
@@ -194,7 +199,7 @@ def test_what_is_found_here_can_be_read() -> None:
 
 def test_it_is_never_a_default() -> None:
     named = {n for n in list_environments() if load_environment(n).carrier is CarrierKind.LOCAL}
-    assert named == {"local-rxe", "local-rxe-ksmbd"}
+    assert named == {"local-rxe"}
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,6 @@ def test_scenarios_pass_and_nothing_is_left(runner: Runner) -> None:
     assert runner.state() == before
 
 
-def test_ksmbd_in_the_computers_own_network_stack(runner: Runner) -> None:
-    before = runner.state()
-    assert runner.testbed("run", "local-rxe-ksmbd", "-k", "cifs_mounts").status == 0
-    assert runner.state() == before
-
-
 def test_what_a_killed_run_left_is_removed(runner: Runner) -> None:
     before = runner.state()
     script = [

@@ -122,6 +122,12 @@ def objections(
     yield from _others(spec, here)
     if spec.shares_network:
         yield from _network(spec, here)
+    if any(server.kind is ServerKind.KSMBD for server in spec.servers):
+        # It looks up a share's path in the root of the computer's first process.
+        yield Objection(
+            "ksmbd serves files of the computer's own root file system, which is not the machine's",
+            "leave ksmbd out of the environment, or use another carrier for it",
+        )
 
 
 def _privileges(here: ThisComputer) -> Iterator[Objection]:
@@ -181,7 +187,6 @@ def _installed_driver(
     spec: EnvironmentSpec, kernel: RunningKernel, rdma: set[str]
 ) -> Iterator[Objection]:
     needed = ["smbdirect", "cifs", *sorted(rdma & set(DRIVER))]
-    needed += ["ksmbd"] if any(s.kind is ServerKind.KSMBD for s in spec.servers) else []
     for name in needed:
         if not kernel.file(name):
             yield Objection(
