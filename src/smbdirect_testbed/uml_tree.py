@@ -134,11 +134,10 @@ def _build(
         except CommandFailed as e:
             if e.status is None or e.status < 0:
                 raise
-            errors = compile_errors(e.output, work) or e.output.rstrip().splitlines()[-10:]
             raise ProvisionError(
                 f"the kernel of {tree} ({version}) does not build as User Mode Linux",
                 hint=f"the full log is {log}",
-                detail="\n".join(errors),
+                detail="\n".join(compile_errors(e.output, work)),
             ) from e
 
 

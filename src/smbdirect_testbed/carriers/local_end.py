@@ -22,7 +22,6 @@ from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.wait import wait_until
 
 _PROC = Path("/proc")
-_KSMBD = Path("/sys/class/ksmbd-control/kill_server")
 _HOLDER = b"sleep\0infinity\0"
 """The process that holds a host's namespaces; see :mod:`smbdirect_testbed.agent`."""
 _OUR_MACS = "02:53:4d:42:"
@@ -46,7 +45,6 @@ def take_down(record: LocalRecord) -> None:
         if init := first_process(record):
             try:
                 _end_users(init.pid)
-                _end_ksmbd(record)
                 _remove_rdma_links(init.pid)
             finally:
                 init.close()
@@ -78,13 +76,6 @@ def _end_users(init: int) -> None:
         return not found
 
     wait_until(ended, "the machine's programs to end", timeout=_TIMEOUT)
-
-
-def _end_ksmbd(record: LocalRecord) -> None:
-    """Stop ksmbd, unless it was there before: it lives on when its daemon is killed."""
-    if "ksmbd" not in record.modules_before:
-        with suppress(OSError):
-            _KSMBD.write_text("hard")
 
 
 def _remove_rdma_links(init: int) -> None:

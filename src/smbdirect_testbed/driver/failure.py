@@ -14,7 +14,10 @@ _SHOWN_ERRORS = 10
 
 
 def compile_errors(output: str, work: PurePosixPath) -> list[str]:
-    """The lines of a build's output that say what is wrong, with paths as in the source."""
+    """The lines of a build's output that say what is wrong, with paths as in the source.
+
+    The last lines of all if none does.
+    """
     lines: dict[str, None] = {}
     directory = ""
     for line in output.splitlines():
@@ -25,7 +28,7 @@ def compile_errors(output: str, work: PurePosixPath) -> list[str]:
             if shown == line and not re.match(r"/|ERROR", line) and not directory.startswith("/"):
                 shown = directory + line
             lines[shown] = None
-    return list(lines)[:_SHOWN_ERRORS]
+    return list(lines)[:_SHOWN_ERRORS] or output.rstrip().splitlines()[-_SHOWN_ERRORS:]
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,10 @@ def does_not_compile(
     hint = f"the full log is {log}"
     if tree and not version and not fitted:
         hint = f"if nothing was edited there, it is too far from Linux {release}; {hint}"
-    errors = compile_errors(failed.output, work) or failed.output.rstrip().splitlines()[-10:]
     return ProvisionError(
         f"the driver from {origin.description} does not compile",
         hint=hint,
-        detail="\n".join(errors),
+        detail="\n".join(compile_errors(failed.output, work)),
     )
 
 
