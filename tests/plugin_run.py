@@ -50,7 +50,10 @@ Kernel panic - not syncing: Fatal exception
 
 
 class FakeMachine(Machine):
-    """A console file, and commands that scenarios give meaning to."""
+    """A console file, and commands that scenarios give meaning to.
+
+    It panics just after ``last_mark`` was written into its kernel log.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -58,6 +61,7 @@ class FakeMachine(Machine):
         console.touch()
         super().__init__("fake", SharedDirectory(directory, PurePosixPath("/testbed")), console)
         self.died: str | None = None
+        self.last_mark: str | None = None
 
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
         raise NotImplementedError
@@ -86,6 +90,9 @@ class FakeMachine(Machine):
         if "/dev/kmsg" in command:
             assert isinstance(input, bytes)
             self.says(input.decode())
+            if self.last_mark and self.last_mark in input.decode():
+                self.says(PANIC)
+                self.died = "Kernel panic - not syncing: Fatal exception"
         return CommandResult(tuple(command), 0, "", "")
 
 

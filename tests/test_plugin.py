@@ -220,6 +220,30 @@ def test_machine_dies(run: Run) -> None:
     assert run.junit()["test_last"].find("error") is None
 
 
+def test_machine_dies_just_after_a_scenario(run: Run) -> None:
+    run.write(
+        """
+        def test_before(environment):
+            environment.machine.last_mark = "test_fatal"
+
+        def test_fatal(): pass
+
+        def test_later(): pass
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.complete()
+    message = run.scenario("test_fatal")["message"]
+    assert message.startswith("machine died: Kernel panic - not syncing: Fatal exception")
+    assert "smbdirect_socket_release+0x12/0x80" in message
+    assert {s["outcome"] for s in run.json()["scenarios"]} == {"passed", "failed", "not run"}
+    assert (
+        "smbdirect_socket_release"
+        in (run.results / "scenarios" / "test_it.test_fatal" / "kernel.log").read_text()
+    )
+    assert "environment::teardown" not in {s["id"] for s in run.json()["scenarios"]}
+
+
 def test_not_provided(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     run.write("def test_one(): pass")
 

@@ -351,14 +351,17 @@ class RunPlugin:
         directory = self.scenario_directory(item.nodeid)
         if report.when == "teardown":
             splats = self.watch.border(f"end of {item.nodeid}", directory)
-            if directory.is_dir():
-                report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         elif report.when == "call" or report.failed:
             splats = self.watch.glance()
         else:
             return
         splats, not_made = mistakes.expect(item, report, splats)
         death = self.watch.death()
+        if report.when == "teardown":
+            if death and not self._death:
+                splats += self.watch.last_words(directory)
+            if directory.is_dir():
+                report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         if death and not self._death:
             fail(report, describe_death(death, splats))
             self._death = f"the machine died in {item.nodeid}: {death}"

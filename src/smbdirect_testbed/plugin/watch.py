@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from smbdirect_testbed.capture import (
     Moment,
@@ -142,6 +142,24 @@ class Watch:
         self._border = _Border(marks, moment)
         return splats
 
+    def last_words(self, directory: Path) -> list[Splat]:
+        """What a machine that died just after the last border said before it did.
+
+        It is added to what that border left in its directory.
+
+        :returns: failures that the kernel reported there
+        """
+        self._seen.clear()
+        marks = {name: log.mark("death") for name, log in self._logs.items()}
+        splats = []
+        for name, log in self._logs.items():
+            text = log.between(self._border.marks[name], marks[name])
+            splats += self._new(name, text)
+            if text.strip():
+                _write(directory / log_name(name, self._logs), text, "a")
+        self._border = _Border(marks, self._border.wire)
+        return splats
+
     def _new(self, machine: str, text: str, *, look: bool = False) -> list[Splat]:
         """Failures in a machine's log since the border, without those returned before.
 
@@ -209,9 +227,10 @@ def describe_death(reason: str, splats: list[Splat]) -> str:
     return f"machine died: {reason}\n\n{describe(splats)}".rstrip()
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, mode: Literal["w", "a"] = "w") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, errors="replace")
+    with path.open(mode, errors="replace") as file:
+        file.write(text)
 
 
 def _remove_if_empty(directory: Path) -> None:
