@@ -85,6 +85,7 @@ class FakeMachine(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         self.raise_if_dead()
         if "/dev/kmsg" in command:
@@ -150,7 +151,8 @@ class Run:
                 spec=spec,
                 machine=machine,
                 hosts={},
-                servers={ServerKind.SMBD: smbd} if self.smbd else {},
+                server=lambda kind: smbd if self.smbd and kind is ServerKind.SMBD else None,
+                servers=lambda: [smbd] if self.smbd else [],
                 host=lambda role: client,
                 machines={"machine": machine},
                 kernel_logs={"machine": KernelLog(machine)},

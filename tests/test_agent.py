@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ class _ThisComputer(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         raise NotImplementedError
 
@@ -82,6 +85,29 @@ def test_what_python_ignores_is_not_ignored(agent: AgentClient) -> None:
     environment = _run(agent, "env").stdout
     assert "HOME=/root\n" in environment
     assert "PYTHON" not in environment
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs namespaces")
+def test_in_the_namespaces_of_another_process(agent: AgentClient) -> None:
+    script = "hostname there; mount -t tmpfs none /mnt; touch /mnt/file; echo; exec sleep 60"
+    unshare = ["unshare", "--net", "--uts", "--mount", "sh", "-c", script]
+    with subprocess.Popen(unshare, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        for _ in range(2):
+            done = agent.run(
+                ["sh", "-c", "hostname; ls /mnt; cat /proc/net/dev"],
+                input=None,
+                timeout=20,
+                namespaces_of=other.pid,
+            )
+            assert done.stdout.splitlines()[:2] == ["there", "file"]
+            assert re.findall(r"(\w+):", done.stdout) == ["lo"]
+        assert _run(agent, "hostname").stdout != "there\n"
+        assert "file" not in _run(agent, "ls", "/mnt").stdout
+        other.kill()
+    with pytest.raises(ProvisionError, match="No such file"):
+        agent.run(["true"], input=None, timeout=20, namespaces_of=other.pid + 1_000_000)
 
 
 def test_what_is_left_in_the_background_holds_up_nobody(agent: AgentClient) -> None:

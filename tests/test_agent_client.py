@@ -35,6 +35,7 @@ class _Machine(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         raise NotImplementedError
 

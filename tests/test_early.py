@@ -72,6 +72,26 @@ def test_a_failure_is_nothing_to_those_who_do_not_come() -> None:
     assert context.log == []
 
 
+def test_what_several_ask_for_is_left_at_the_end() -> None:
+    context = _Context()
+    with Early(context.entered()) as early:
+        assert early.done() is None
+        context.go.set()
+        assert early.value() == early.value() == early.done() == "value"
+        assert context.log == ["entered"]
+    assert context.log == ["entered", "left"]
+
+
+def test_its_failure_is_told_to_all_who_ask() -> None:
+    context = _Context(ProvisionError("no"))
+    context.go.set()
+    with Early(context.entered()) as early:
+        for _ in range(2):
+            with pytest.raises(ProvisionError, match="no"):
+                early.value()
+        assert early.done() is None
+
+
 def test_one_that_waits_for_somebody() -> None:
     context = _Context()
     context.go.set()

@@ -154,6 +154,7 @@ class _FakeMachine(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         if self.dies_of:
             raise MachineDied("machine fake died")

@@ -126,15 +126,22 @@ class AgentClient:
         return self._call(do, arguments, _TIMEOUT)
 
     def run(
-        self, command: Sequence[str], *, input: str | bytes | None, timeout: float
+        self,
+        command: Sequence[str],
+        *,
+        input: str | bytes | None,
+        timeout: float,
+        namespaces_of: int = 0,
     ) -> CommandResult:
-        """Run a command to its end, whatever its status.
+        """Run a command to its end, whatever its status; see :meth:`Machine.run`.
 
         :raises CommandFailed: the deadline passed; it was killed with all that it had started
         :raises MachineDied: the machine stopped running
         """
         there = self._machine.shared.path_there(self._files)
         arguments = {"argv": list(command), "timeout": timeout, "outputs": str(there)}
+        if namespaces_of:
+            arguments["place"] = namespaces_of
         if input is not None:
             data = input.encode() if isinstance(input, str) else input
             arguments["input"] = data.decode("latin-1")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Generic, Self, TypeVar
+
+from smbdirect_testbed.together import Entering
 
 T = TypeVar("T")
 
@@ -15,20 +16,19 @@ class Early(Generic[T]):
     """Enters a context in a thread; whoever comes for it waits for that.
 
     A context manager itself: at its end the other context has been left, whether anybody came.
+    Who is interrupted while he waits interrupts the thread.
 
     :param at_once: if not, the context is entered when somebody comes for it
     """
 
     def __init__(self, context: AbstractContextManager[T], *, at_once: bool = True) -> None:
         self._context = context
-        self._stack = ExitStack()
-        self._value: T | None = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._enter) if at_once else None
+        self._entering = Entering(context) if at_once else None
+        self._taken = False
 
     def __enter__(self) -> Self:
-        if self._thread:
-            self._thread.start()
+        if self._entering:
+            self._entering.launch()
         return self
 
     def __exit__(
@@ -37,15 +37,23 @@ class Early(Generic[T]):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._thread:
-            self._thread.join()
-        self._stack.close()
+        if self._entering:
+            self._wait(self._entering)
+            if self._entering.entered and not self._taken:
+                self._context.__exit__(None, None, None)
 
-    def _enter(self) -> None:
-        try:
-            self._value = self._stack.enter_context(self._context)
-        except BaseException as e:
-            self._failure = e
+    def done(self) -> T | None:
+        """The context's value if it has been entered by now."""
+        return self._entering.outcome() if self._entering and self._entering.entered else None
+
+    def value(self) -> T:
+        """The context's value; the context is left when this one is.
+
+        :raises BaseException: what entering the context raised
+        """
+        assert self._entering
+        self._wait(self._entering)
+        return self._entering.outcome()
 
     @contextmanager
     def come(self) -> Iterator[T]:
@@ -53,13 +61,19 @@ class Early(Generic[T]):
 
         :raises BaseException: what entering the context raised
         """
-        if self._thread is None:
+        if self._entering is None:
             with self._context as value:
                 yield value
             return
-        self._thread.join()
-        if self._failure:
-            raise self._failure
-        with self._stack.pop_all():
-            assert self._value is not None
-            yield self._value
+        value = self.value()
+        with ExitStack() as stack:
+            stack.push(self._context)
+            self._taken = True
+            yield value
+
+    def _wait(self, entering: Entering[T]) -> None:
+        try:
+            entering.join()
+        except KeyboardInterrupt:
+            entering.interrupt()
+            raise

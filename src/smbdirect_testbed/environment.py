@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
 from smbdirect_testbed.driver.local import provide_local_driver
 from smbdirect_testbed.driver.manifest import BuiltDriver
+from smbdirect_testbed.early import Early
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.image import Image, provide_image
@@ -27,8 +28,9 @@ from smbdirect_testbed.prepared import template_plan
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.running_kernel import RunningKernel
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.smbd import known_transports, running_smbd
-from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.smb.smbd import Smbd, known_transports, running_smbd
+from smbdirect_testbed.smb.transports import SambaTransports
+from smbdirect_testbed.spec import CarrierKind, EnvironmentSpec, Role, ServerKind, Transport
 from smbdirect_testbed.together import enter_together
 from smbdirect_testbed.topology import Place, made_hosts
 from smbdirect_testbed.uml_kernel import UmlKernel
@@ -57,7 +59,7 @@ class Environment:
     :param kernel: the machines' kernel, if it is not the image's own
     :param machines: by name, and so are the drivers and the kernel logs that they have
     :param directory: the instance's state directory
-    :param servers: those that run from the start
+    :param early_servers: those that run from the start, as soon as they do
     """
 
     spec: EnvironmentSpec
@@ -68,7 +70,7 @@ class Environment:
     hosts: Mapping[str, Host]
     kernel_logs: Mapping[str, KernelLog]
     directory: Path
-    servers: dict[ServerKind, SmbServer] = field(default_factory=dict)
+    early_servers: dict[ServerKind, Early[Smbd]] = field(default_factory=dict)
 
     @property
     def machine(self) -> Machine:
@@ -108,6 +110,23 @@ class Environment:
             if server.kind is kind:
                 return self.hosts[server.host]
         return None
+
+    def server(self, kind: ServerKind) -> SmbServer | None:
+        """A server that runs from the start, if there is one; waits until it does.
+
+        :raises ProvisionError: it did not start, with the end of its log
+        """
+        early = self.early_servers.get(kind)
+        return early.value() if early else None
+
+    def wait_for_servers(self) -> None:
+        """Wait until all servers from the start run; raises as :meth:`server` does."""
+        for kind in self.early_servers:
+            self.server(kind)
+
+    def servers(self) -> list[SmbServer]:
+        """The servers from the start that run by now."""
+        return [server for early in self.early_servers.values() if (server := early.done())]
 
     def facts(self) -> dict[str, str]:
         """What the results say of the environment: what ran on what."""
@@ -152,7 +171,8 @@ def provide(
     """Provide an environment; on exit undo it all, unless ``keep`` and it got ready.
 
     :param directory: the instance's state directory; exists, empty
-    :param watched: it is going to be captured, so what that needs starts beside the servers
+    :param watched: scenarios are going to run in it: what a capture needs is started, and they
+        begin while servers start, whose failure is told to whoever asks for them
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """
@@ -183,17 +203,31 @@ def provide(
         environment = Environment(
             spec, started.image, started.kernel, machines, drivers, hosts, logs, directory
         )
-        with progress.phase("servers", "starting smbd"):
-            capture = pool.submit(prepare_capture_once, captured_host(hosts) if watched else None)
-            for server in smbds:
-                host = hosts[server.host]
-                environment.servers[server.kind] = stack.enter_context(
-                    running_smbd(host, samba[host.machine.name].result(), server.transports)
-                )
-            capture.result()
+        for server in smbds:
+            host = hosts[server.host]
+            starting = _started_smbd(host, samba[host.machine.name], server.transports, progress)
+            environment.early_servers[server.kind] = stack.enter_context(Early(starting))
+        if watched:
+            prepare_capture_once(captured_host(hosts))
+        else:
+            environment.wait_for_servers()
         yield environment
         if keep and not environment.death():
+            environment.wait_for_servers()
             _kept.append(stack.pop_all())
+
+
+@contextmanager
+def _started_smbd(
+    host: Host,
+    samba: Future[SambaTransports],
+    transports: Sequence[Transport],
+    progress: Progress,
+) -> Iterator[Smbd]:
+    with ExitStack() as stack:
+        with progress.phase("servers", "starting smbd"):
+            smbd = stack.enter_context(running_smbd(host, samba.result(), transports))
+        yield smbd
 
 
 def _load(drivers: Sequence[LoadedDriver], progress: Progress) -> None:

@@ -85,15 +85,9 @@ class Host:
         """The RDMA link of the first link's end."""
         return self.ends[0].rdma_device
 
-    def inside(self, command: Sequence[str]) -> list[str]:
-        """The command to run in the machine that runs ``command`` in this host."""
-        if not self.pid:
-            return list(command)
-        return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--uts", "--", *command]
-
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
         """The argv that, run on this computer, runs ``command`` in this host."""
-        return self.machine.argv(self.inside(command), tty=tty)
+        return self.machine.argv(self.machine.inside(self.pid, command), tty=tty)
 
     def run(
         self,
@@ -104,7 +98,9 @@ class Host:
         check: bool = True,
     ) -> CommandResult:
         """Run a command in this host to its end; see :meth:`Machine.run`."""
-        return self.machine.run(self.inside(command), input=input, timeout=timeout, check=check)
+        return self.machine.run(
+            command, input=input, timeout=timeout, check=check, namespaces_of=self.pid
+        )
 
     @contextmanager
     def background(

@@ -70,13 +70,23 @@ class Machine(ABC):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         """Run a command in the machine to its end.
 
+        :param namespaces_of: a process of the machine in whose network, mount and UTS namespaces
+            the command runs; 0 for the machine's own
         :param timeout: seconds until it is given up, and ended in the machine
         :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
         :raises MachineDied: the machine stopped running; noticed at once, not at the deadline
         """
+
+    @staticmethod
+    def inside(pid: int, command: Sequence[str]) -> list[str]:
+        """The command to run in the machine that runs another in the namespaces of a process."""
+        if not pid:
+            return list(command)
+        return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--", *command]
 
     def raise_if_dead(self) -> None:
         """Raise :class:`MachineDied` with the reason, if the machine no longer runs."""

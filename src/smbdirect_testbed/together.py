@@ -24,7 +24,7 @@ def enter_together(
     """
     if len(contexts) == 1:
         return {name: stack.enter_context(context) for name, context in contexts.items()}
-    entering = {name: _Entering(context) for name, context in contexts.items()}
+    entering = {name: Entering(context) for name, context in contexts.items()}
     interrupted = False
     while True:
         try:
@@ -48,7 +48,7 @@ def enter_together(
     return {name: thread.outcome() for name, thread in entering.items()}
 
 
-class _Entering(threading.Thread, Generic[T]):
+class Entering(threading.Thread, Generic[T]):
     """A context that is being entered."""
 
     def __init__(self, context: AbstractContextManager[T]) -> None:

@@ -21,6 +21,7 @@ from smbdirect_testbed.wait import wait_until
 
 
 def _kill_smbd(environment: Environment) -> None:
+    environment.wait_for_servers()
     environment.machine.run(["pkill", "-KILL", "-x", "smbd"])
 
 
@@ -39,6 +40,7 @@ def tcp_on_5445(environment: Environment) -> None:
     """Both ends believe they use SMB-Direct and use TCP: the silent fall-back."""
     server = environment.host_of(ServerKind.SMBD)
     assert server
+    environment.wait_for_servers()
     pid = environment.machine.run(["pgrep", "-o", "-x", "smbd"]).stdout.strip()
     command = environment.machine.run(["cat", f"/proc/{pid}/cmdline"]).stdout.split("\0")[:-1]
     _kill_smbd(environment)

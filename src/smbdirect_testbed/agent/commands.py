@@ -12,7 +12,10 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from smbdirect_testbed.agent.places import Places
 
 _TAG = "SMBDIRECT_TESTBED_COMMAND"
 _LARGE = 16 << 10
@@ -53,8 +56,9 @@ class _Running:
 class Commands:
     """Starts commands, and tells how they ended."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, places: Places) -> None:
         self._answer = answer
+        self._places = places
         self._running: dict[int, _Running] = {}
 
     def start(
@@ -64,18 +68,22 @@ class Commands:
         timeout: float,
         input: str | None = None,
         outputs: str = "",
+        place: int = 0,
     ) -> int | None:
         """Start a command; it is answered when it has ended.
 
         :param timeout: seconds after which it is killed with all that it started
         :param input: its standard input, a byte in each character
         :param outputs: the directory for much output
+        :param place: the process whose namespaces it runs in; 0 for this one's
         :returns: a descriptor that is readable when the command has ended; None if it has already
         """
+        if place:
+            self._places.enter(place)
         stdin = _input(input)
         out, err = os.memfd_create("out"), os.memfd_create("err")
         try:
-            pid = _spawn(argv, (stdin, out, err), _tag(number))
+            pid = self._places.call(place, partial(_spawn, argv, (stdin, out, err), _tag(number)))
         except OSError as e:
             # The statuses and words of a shell.
             missing = isinstance(e, FileNotFoundError)
@@ -114,15 +122,17 @@ class Commands:
         return max(0.0, min(left)) if left else None
 
 
-def call(argv: list[str]) -> None:
+def call(argv: list[str], places: Places, place: int) -> None:
     """Run a short command and wait for it.
 
+    :param place: the process whose namespaces it runs in; 0 for this one's
     :raises OSError: it failed
     """
     said = os.memfd_create("said")
     try:
         with open(os.devnull) as nothing:
-            pid = _spawn(argv, (nothing.fileno(), said, said), "")
+            files = (nothing.fileno(), said, said)
+            pid = places.call(place, partial(_spawn, argv, files, ""))
         _, status = os.waitpid(pid, 0)
         if status:
             text = os.pread(said, _LARGE, 0).decode(errors="replace").strip()

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from smbdirect_testbed.agent import kernel, modules
 from smbdirect_testbed.agent.commands import PATH, Commands, call
+from smbdirect_testbed.agent.places import Places
 
 if TYPE_CHECKING:
     from smbdirect_testbed.agent.hosts import Hosts
@@ -32,9 +33,10 @@ class Agent:
     """Answers requests; what was made stays when there are no more."""
 
     def __init__(self, requests: int, answers: int) -> None:
+        self._places = Places()
         self._requests = requests
         self._answers = answers
-        self._commands = Commands(lambda number, answer: self._say(number, ok=answer))
+        self._commands = Commands(lambda number, answer: self._say(number, ok=answer), self._places)
         self._made: dict[str, Any] = {}
         self._writing = _thread.allocate_lock()
         # All by one thread, since pyroute2's sockets belong to theirs.
@@ -119,6 +121,7 @@ class Agent:
             if key not in self._made:
                 result = getattr(self._the_hosts(), do)(**arguments)
                 if do == "unmake":
+                    self._places.leave()
                     self._made.clear()
                     return result
                 self._made[key] = result
@@ -135,7 +138,7 @@ class Agent:
         if self._hosts is None:
             from smbdirect_testbed.agent.hosts import Hosts
 
-            self._hosts = Hosts(_in_stack)
+            self._hosts = Hosts(self._in_stack)
         return self._hosts
 
     def _the_template(self) -> Template:
@@ -145,16 +148,14 @@ class Agent:
             self._template = Template()
         return self._template
 
+    def _in_stack(self, pid: int, argv: list[str]) -> None:
+        call(argv, self._places, pid)
+
     def _say(self, number: int, **answer: Any) -> None:
         data = json.dumps({"id": number, **answer}).encode() + b"\n"
         with self._writing:
             while data:
                 data = data[os.write(self._answers, data) :]
-
-
-def _in_stack(pid: int, argv: list[str]) -> None:
-    enter = ["nsenter", f"--target={pid}", "--net", "--mount", "--"] if pid else []
-    call([*enter, *argv])
 
 
 def _open_port(path: str) -> int:

@@ -74,9 +74,10 @@ class LocalMachine(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         tag = uuid4().hex
-        argv = self._argv(command, tag=tag)
+        argv = self._argv(self.inside(namespaces_of, command), tag=tag)
         try:
             done = run_watched(argv, input=input, timeout=timeout, watch=self.raise_if_dead)
         except CommandFailed as e:

@@ -96,15 +96,18 @@ class SshMachine(Machine):
         input: str | bytes | None = None,
         timeout: float = 60,
         check: bool = True,
+        namespaces_of: int = 0,
     ) -> CommandResult:
         if self.agent:
-            result = self.agent.run(command, input=input, timeout=timeout)
+            result = self.agent.run(
+                command, input=input, timeout=timeout, namespaces_of=namespaces_of
+            )
             if not result.ok:
                 self.raise_if_dead()
             return result.check() if check else result
         self._open_channel()
         tag = uuid4().hex
-        argv = self.channel.argv(command, tag=tag)
+        argv = self.channel.argv(self.inside(namespaces_of, command), tag=tag)
         try:
             result = run_watched(argv, input=input, timeout=timeout, watch=self.raise_if_dead)
         except CommandFailed as e:

@@ -50,7 +50,7 @@ class Fixtures:
     @pytest.fixture(scope="session")
     def smbd(self, environment: Environment) -> SmbServer:
         """The running smbd; the scenario is skipped in an environment without one."""
-        if server := environment.servers.get(ServerKind.SMBD):
+        if server := environment.server(ServerKind.SMBD):
             return server
         pytest.skip(f"environment {environment.spec.name} has no smbd")
 

@@ -137,7 +137,7 @@ class Watch:
             directory.mkdir(parents=True, exist_ok=True)
             self._capture.cut(directory / "capture.pcap")
             self._write_counters(directory, moment)
-        self._server_logs.cut(self._environment.servers.values(), directory)
+        self._server_logs.cut(self._environment.servers(), directory)
         _remove_if_empty(directory)
         self._border = _Border(marks, moment)
         return splats

@@ -1,0 +1,111 @@
+"""Threads that have entered the namespaces of other processes.
+
+What such a thread starts runs there, without a program like nsenter that has to be started first,
+which takes longer than most commands.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from smbdirect_testbed.agent import kernel
+
+T = TypeVar("T")
+
+_NAMESPACES = (
+    ("net", kernel.CLONE_NEWNET),
+    ("uts", kernel.CLONE_NEWUTS),
+    ("mnt", kernel.CLONE_NEWNS),
+)
+
+_Work = tuple[Callable[[], Any], "SimpleQueue[tuple[Any, Exception | None]]"]
+
+
+class Places:
+    """A thread for each process whose namespaces were asked for.
+
+    They keep these namespaces alive.
+    """
+
+    def __init__(self) -> None:
+        self._works: dict[int, SimpleQueue[_Work | None]] = {}
+        self._entering = _thread.allocate_lock()
+
+    def enter(self, pid: int) -> SimpleQueue[_Work | None]:
+        """Have a thread in the namespaces of a process.
+
+        :returns: takes what it is to do
+        :raises OSError: they cannot be entered
+        """
+        with self._entering:
+            if pid not in self._works:
+                self._works[pid] = _entered(pid)
+            return self._works[pid]
+
+    def call(self, pid: int, do: Callable[[], T]) -> T:
+        """Do something short in the namespaces of a process; in those of this one for 0.
+
+        :raises OSError: they cannot be entered
+        :raises Exception: what it raised
+        """
+        if not pid:
+            return do()
+        works = self.enter(pid)
+        done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        works.put((do, done))
+        result: T = _outcome(done)
+        return result
+
+    def leave(self) -> None:
+        """Let go of all namespaces."""
+        with self._entering:
+            for works in self._works.values():
+                works.put(None)
+            self._works.clear()
+
+
+def _entered(pid: int) -> SimpleQueue[_Work | None]:
+    works: SimpleQueue[_Work | None] = SimpleQueue()
+    done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+    _thread.start_new_thread(_serve, (pid, works, done))
+    _outcome(done)
+    return works
+
+
+def _serve(
+    pid: int,
+    works: SimpleQueue[_Work | None],
+    entered: SimpleQueue[tuple[Any, Exception | None]],
+) -> None:
+    try:
+        # Otherwise it shares root and working directory with the other threads, and cannot enter.
+        kernel.unshare(kernel.CLONE_FS)
+        for name, kind in _NAMESPACES:
+            descriptor = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY)
+            try:
+                kernel.setns(descriptor, kind)
+            finally:
+                os.close(descriptor)
+    except Exception as e:
+        entered.put((None, e))
+        return
+    entered.put((None, None))
+    while work := works.get():
+        do, done = work
+        try:
+            result = do()
+        except Exception as e:
+            done.put((None, e))
+        else:
+            done.put((result, None))
+
+
+def _outcome(done: SimpleQueue[tuple[Any, Exception | None]]) -> Any:
+    result, error = done.get()
+    if error:
+        raise error
+    return result
