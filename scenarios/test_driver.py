@@ -40,6 +40,7 @@ def _taint(environment: Environment) -> int:
     return int(environment.machine.run(["cat", "/proc/sys/kernel/tainted"]).stdout)
 
 
+@pytest.mark.early
 def test_loaded_from_our_build_in_order(environment: Environment, driver: LoadedDriver) -> None:
     assert driver.loaded() == {m.name: m.build_id for m in driver.built.modules}
     assert _order(environment, driver.names) == driver.names

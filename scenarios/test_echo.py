@@ -23,6 +23,8 @@ from smbdirect_testbed.smbtorture import TortureTest
 from smbdirect_testbed.spec import RdmaType, Transport
 from smbdirect_testbed.wait import wait_until
 
+pytestmark = pytest.mark.early
+
 _EXPECTATIONS = Expectations.load(Path(__file__).with_name("echo") / "knownfail.toml")
 
 

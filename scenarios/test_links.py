@@ -14,6 +14,8 @@ from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.spec import LinkSpec
 
+pytestmark = pytest.mark.early
+
 _HEADERS = 20 + 8
 """Bytes of a packet that are not ping's data: IPv4 and ICMP."""
 _MOST = 65535 - _HEADERS

@@ -14,6 +14,8 @@ from smbdirect_testbed.host import Host
 from smbdirect_testbed.spec import RdmaType
 from smbdirect_testbed.wait import wait_until
 
+pytestmark = pytest.mark.early
+
 _PINGS = 10
 _MESSAGES = 200
 _MESSAGE_SIZE = 65536

@@ -5,6 +5,7 @@ With ``SMBDIRECT_TESTBED_SLOW=1`` there are as many as a night allows.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -66,6 +67,13 @@ def test_kill_either_side(churn: Churn) -> None:
     result = churn("kills", _KILLS, timeout=120 + 5 * _KILLS)
     assert sum(result["kills"].values()) == _KILLS
     assert result["noticed_seconds"]
+
+
+def test_memory_has_a_limit(churn: Churn) -> None:
+    """One user cannot take it all: not even with connections that nobody accepts."""
+    result = churn("hoard", 300, timeout=120)
+    assert os.strerror(errno.ENOBUFS) in result["results"], result
+    assert result["least_kib"] > 0.4 * result["total_kib"], result
 
 
 @pytest.mark.needs(ServerKind.SMBD)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
-from smbdirect_testbed.errors import ExitStatus
+from smbdirect_testbed.errors import ExitStatus, ProvisionError
 from smbdirect_testbed.kernel_log import KernelLog
 from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.plugin import RunPlugin
@@ -109,6 +109,8 @@ class Run:
         self.provide: Callable[[], Any] = self.provided
         self.torn_down = False
         self.smbd = False
+        self.waited_for_servers = 0
+        self.no_servers: ProvisionError | None = None
         self.rdma: RdmaType | None = RdmaType.RXE
         self.output = b""
         self.status = 0
@@ -119,6 +121,11 @@ class Run:
         assert self.machine
         (self.machine.shared.here / "smbd" / "log.client").open("a").write(f"{command[-1]}\n")
         return CommandResult(tuple(command), self.status, self.output.decode(), "said on stderr")
+
+    def wait_for_servers(self) -> None:
+        self.waited_for_servers += 1
+        if self.no_servers:
+            raise self.no_servers
 
     def write(self, text: str, name: str = "test_it.py") -> None:
         (self.scenarios / name).write_text(textwrap.dedent(text))
@@ -153,6 +160,7 @@ class Run:
                 hosts={},
                 server=lambda kind: smbd if self.smbd and kind is ServerKind.SMBD else None,
                 servers=lambda: [smbd] if self.smbd else [],
+                wait_for_servers=self.wait_for_servers,
                 host=lambda role: client,
                 machines={"machine": machine},
                 kernel_logs={"machine": KernelLog(machine)},

@@ -35,6 +35,12 @@ def _read(name: str) -> str:
         ("rcu-stall", SplatKind.RCU_STALL, "rcu: INFO: rcu_preempt self-detected", "native_queued"),
         ("soft-lockup", SplatKind.LOCKUP, "watchdog: BUG: soft lockup", "native_queued"),
         ("device-held", SplatKind.DEVICE_HELD, "unregister_netdevice: waiting for", ""),
+        (
+            "out-of-memory",
+            SplatKind.OUT_OF_MEMORY,
+            "Out of memory: Killed process 73 (python3)",
+            "",
+        ),
         ("clock", SplatKind.CLOCK, "clocksource: timekeeping watchdog", ""),
     ],
 )

@@ -76,14 +76,14 @@ def test_only_modules_that_came_are_unloaded(
 
 
 def test_a_module_in_use_stays_and_is_named(
-    record: LocalRecord, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    record: LocalRecord, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(local_modules, "loaded_modules", lambda: {"cifs": LoadedModule("cifs", 1)})
     monkeypatch.setattr(local_modules, "_TIMEOUT", 0.1)
     monkeypatch.setattr(local_end, "_remove_group", lambda _: None)
     write_record(record)
     local_end.take_down(record)
-    assert "module cifs, which came with machine machine, cannot be" in capsys.readouterr().err
+    assert "module cifs, which came with machine machine, cannot be" in capfd.readouterr().err
     assert read_record() is None
 
 

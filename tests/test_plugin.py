@@ -244,6 +244,23 @@ def test_machine_dies_just_after_a_scenario(run: Run) -> None:
     assert "environment::teardown" not in {s["id"] for s in run.json()["scenarios"]}
 
 
+def test_only_early_scenarios_begin_while_servers_start(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.early
+        def test_one(environment): pass
+
+        def test_two(environment): pass
+        """
+    )
+    # Who asks for a server is told that it failed; who does not has no reason to fail.
+    run.no_servers = ProvisionError("smbd did not start")
+    assert run.main() is ExitStatus.PASSED
+    assert run.waited_for_servers == 1
+
+
 def test_not_provided(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     run.write("def test_one(): pass")
 

@@ -6,6 +6,36 @@
 
 #include <linux/sched/signal.h>
 
+/* smbdirect's own, the same for all listeners */
+static rdma_cm_event_handler sdsock_next_handler;
+
+/* smbdirect allocates for a connection as soon as a peer asks for one. */
+static int sdsock_listener_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
+{
+	struct smbdirect_socket *sc = id->context;
+	bool afforded = true;
+	struct sdsock *ss;
+
+	if (event->event == RDMA_CM_EVENT_CONNECT_REQUEST && !event->status) {
+		ss = sdsock_of_transport(sc);
+		if (ss) {
+			afforded = sdsock_charge_children(ss, sc, 1);
+			sock_put(sdsock_sk(ss));
+		}
+		if (!afforded)
+			return -ENOBUFS;	/* the peer is refused */
+	}
+	return READ_ONCE(sdsock_next_handler)(id, event);
+}
+
+static void sdsock_watch_requests(struct rdma_cm_id *id)
+{
+	rdma_lock_handler(id);
+	WRITE_ONCE(sdsock_next_handler, id->event_handler);
+	id->event_handler = sdsock_listener_event;
+	rdma_unlock_handler(id);
+}
+
 int sdsock_listen(struct socket *sock, int backlog)
 {
 	struct sock *sk = sock->sk;
@@ -30,6 +60,7 @@ int sdsock_listen(struct socket *sock, int backlog)
 		sdsock_detach(ss);
 		goto out;
 	}
+	sdsock_watch_requests(ss->sc->rdma.cm_id);
 	ss->dead_listener = false;
 	WRITE_ONCE(sk->sk_shutdown, 0);
 	sdsock_set_state(sk, TCP_LISTEN);
@@ -87,6 +118,7 @@ static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bo
 	sdsock_inherit(nsk, sk);
 	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
 	sdsock_init(nsk);
+	sdsock_uncharge_child(to_sdsock(sk));
 	if (!sdsock_charge_buffers(to_sdsock(nsk)))
 		return ERR_PTR(-ENOBUFS);	/* released with newsock */
 	return nsk;
@@ -105,6 +137,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	sc = smbdirect_socket_accept(to_sdsock(sk)->sc, 0, arg);
 	if (!sc)
 		return arg->err == -EAGAIN ? -EAGAIN : sdsock_errno(arg->err);
+	sdsock_charge_children(to_sdsock(sk), to_sdsock(sk)->sc, 0);
 
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;

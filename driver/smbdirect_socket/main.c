@@ -25,6 +25,7 @@ int sdsock_init(struct sock *sk)
 	INIT_WORK(&ss->tx.work, sdsock_tx_work);
 	sdsock_init_rdma(ss);
 	mutex_init(&ss->memory.lock);
+	mutex_init(&ss->memory.children_lock);
 	INIT_WORK(&ss->event_work, sdsock_event_work);
 	INIT_WORK(&ss->shutdown_work, sdsock_shutdown_work);
 	INIT_WORK(&ss->close_work, sdsock_close_work);

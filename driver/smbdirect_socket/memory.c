@@ -8,8 +8,11 @@
 
 #include <linux/mm.h>
 
-/* Bytes beside the data of a receive buffer, roughly */
-#define SDSOCK_BUFFER_COST 256
+/* What a device's driver keeps for a message to be received, or sent, roughly */
+#define SDSOCK_RECV_COST 256
+#define SDSOCK_SEND_COST 1024
+/* The most that SLUB takes at once, to be divided among objects */
+#define SDSOCK_SLAB (PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER)
 
 static unsigned int memory_limit_mb;
 module_param(memory_limit_mb, uint, 0444);
@@ -53,17 +56,29 @@ void sdsock_uncharge(struct sdsock *ss, size_t size)
 	mutex_unlock(&ss->memory.lock);
 }
 
-/* What smbdirect allocates for a connection; charged before there is one. */
-bool sdsock_charge_buffers(struct sdsock *ss)
+/*
+ * What smbdirect allocates for a connection. Its pool of receive buffers keeps
+ * as many in reserve as are in use.
+ */
+static size_t sdsock_buffers_size(struct sdsock *ss)
 {
 	struct smbdirect_socket_parameters sp;
-	u32 size;
+	size_t object;
+
+	sdsock_fill_parameters(ss, &sp);
+	object = ALIGN(sizeof(struct smbdirect_recv_io) + sp.max_recv_size, L1_CACHE_BYTES);
+	object = SDSOCK_SLAB / (SDSOCK_SLAB / object);
+	return sp.recv_credit_max * (2 * object + SDSOCK_RECV_COST) +
+	       (sp.send_credit_target + 4 * sp.responder_resources) * SDSOCK_SEND_COST;
+}
+
+/* Charged before there is a connection. */
+bool sdsock_charge_buffers(struct sdsock *ss)
+{
+	size_t size = sdsock_buffers_size(ss);
 
 	if (ss->memory.buffers)
 		return true;
-	sdsock_fill_parameters(ss, &sp);
-	size = sp.recv_credit_max * (sp.max_recv_size + SDSOCK_BUFFER_COST) +
-	       sp.send_credit_target * SDSOCK_BUFFER_COST;
 	if (!sdsock_charge(ss, size))
 		return false;
 	ss->memory.buffers = size;
@@ -75,4 +90,46 @@ void sdsock_uncharge_buffers(struct sdsock *ss)
 	if (ss->memory.buffers)
 		sdsock_uncharge(ss, ss->memory.buffers);
 	ss->memory.buffers = 0;
+	if (ss->memory.children)
+		sdsock_uncharge(ss, ss->memory.children);
+	ss->memory.children = 0;
+}
+
+/*
+ * A listener is charged for the connections that it has not been asked for yet,
+ * and for as many more as the caller is about to have it make.
+ */
+bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size_t more)
+{
+	size_t size;
+	bool ok = true;
+
+	spin_lock_irq(&sc->listen.lock);
+	more += list_count_nodes(&sc->listen.pending) + list_count_nodes(&sc->listen.ready) +
+		list_count_nodes(&sc->listen.orphaned);
+	spin_unlock_irq(&sc->listen.lock);
+	size = more * sdsock_buffers_size(ss);
+
+	mutex_lock(&ss->memory.children_lock);
+	if (size > ss->memory.children)
+		ok = sdsock_charge(ss, size - ss->memory.children);
+	else if (size < ss->memory.children)
+		sdsock_uncharge(ss, ss->memory.children - size);
+	if (ok)
+		ss->memory.children = size;
+	mutex_unlock(&ss->memory.children_lock);
+	return ok;
+}
+
+/* One of them is about to be charged to the socket that it gets. */
+void sdsock_uncharge_child(struct sdsock *ss)
+{
+	size_t size = sdsock_buffers_size(ss);
+
+	mutex_lock(&ss->memory.children_lock);
+	if (size <= ss->memory.children) {
+		sdsock_uncharge(ss, size);
+		ss->memory.children -= size;
+	}
+	mutex_unlock(&ss->memory.children_lock);
 }

@@ -124,7 +124,9 @@ struct sdsock_tx {
  */
 struct sdsock_memory {
 	struct mutex lock;
-	u32 buffers;		/* of the connection, as charged */
+	size_t buffers;		/* of the connection, as charged */
+	struct mutex children_lock;
+	size_t children;	/* a listener's connections, likewise */
 };
 
 struct sdsock_rdma {
@@ -216,6 +218,8 @@ bool sdsock_charge(struct sdsock *ss, size_t size);
 void sdsock_uncharge(struct sdsock *ss, size_t size);
 bool sdsock_charge_buffers(struct sdsock *ss);
 void sdsock_uncharge_buffers(struct sdsock *ss);
+bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size_t more);
+void sdsock_uncharge_child(struct sdsock *ss);
 void sdsock_memory_init(void);
 
 /* registry.c */
@@ -225,6 +229,7 @@ int sdsock_registry_init(void);
 void sdsock_registry_exit(void);
 
 /* transport.c: life of ss->sc; callers hold lock_sock() or are the last user */
+struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
 int sdsock_open(struct sdsock *ss);
 void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_detach(struct sdsock *ss);

@@ -91,6 +91,24 @@ void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
 		queue_work(sdsock_event_wq, &ss->event_work);
 }
 
+/* Whose transport is it? The caller lets go of the socket. */
+struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc)
+{
+	wait_queue_entry_t *entry;
+	struct sdsock *ss = NULL;
+
+	spin_lock_irq(&sc->status_wait.lock);
+	list_for_each_entry(entry, &sc->status_wait.head, entry) {
+		if (entry->func == sdsock_status_changed) {
+			ss = container_of(entry, struct sdsock, status_watch);
+			sock_hold(sdsock_sk(ss));
+			break;
+		}
+	}
+	spin_unlock_irq(&sc->status_wait.lock);
+	return ss;
+}
+
 /* Make sure that there is a transport, bound as the socket is. */
 int sdsock_open(struct sdsock *ss)
 {

@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -127,7 +128,7 @@ def child(pid: int, work: Callable[[], None]) -> int:
         os._exit(status)
 
 
-def listener(address: str, port: int) -> socket.socket:
+def listener(address: str, port: int, backlog: int = 8) -> socket.socket:
     """Listen; the port of a process that was killed may not be free yet."""
     sock = socket.socket(family(address), socket.SOCK_STREAM, IPPROTO_SMBDIRECT)
     end = time.monotonic() + _PATIENCE
@@ -139,7 +140,7 @@ def listener(address: str, port: int) -> socket.socket:
             if e.errno != errno.EADDRINUSE or time.monotonic() > end:
                 raise
             time.sleep(0.1)
-    sock.listen(8)
+    sock.listen(backlog)
     return sock
 
 
@@ -329,9 +330,43 @@ def modules(options: argparse.Namespace) -> dict[str, Any]:
     return {"cycles": each * _BLOCKS, "leaks": leaks(blocks, each)}
 
 
+def hoard(options: argparse.Namespace) -> dict[str, Any]:
+    """Connect to somebody who accepts nobody, until the kernel has had enough."""
+    before = references()
+    total = available = memory()["available_kib"]
+    server = child(options.server, lambda: wait_listening(options.address))
+    wait_for(lambda: references() > before, "the server")
+    enter(options.client)
+    socks = []
+    errors: Counter[str] = Counter()
+    for _ in range(options.count):
+        sock = socket.socket(family(options.address), socket.SOCK_STREAM, IPPROTO_SMBDIRECT)
+        sock.setblocking(False)
+        socks.append(sock)
+        errors[os.strerror(sock.connect_ex((options.address, _PORT)))] += 1
+        available = min(available, memory()["available_kib"])
+    # Those that are under way get their buffers, or are refused.
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        available = min(available, memory()["available_kib"])
+        time.sleep(0.1)
+    for sock in socks:
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            errors[os.strerror(error)] += 1
+        sock.close()
+    killed(server)
+    wait_for(lambda: references() <= before, "all sockets to go away")
+    return {"total_kib": total, "least_kib": available, "results": dict(errors)}
+
+
+def wait_listening(address: str) -> None:
+    with listener(address, _PORT, 1000):
+        signal.pause()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Churn sockets of protocol 257.")
-    actions = {"cycles": cycles, "kills": kills, "modules": modules}
+    actions = {"cycles": cycles, "kills": kills, "modules": modules, "hoard": hoard}
     parser.add_argument("action", choices=list(actions))
     parser.add_argument("--address", required=True, help="of the server")
     parser.add_argument("--server", type=int, default=0, help="a process in the server's host")

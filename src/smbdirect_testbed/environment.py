@@ -172,7 +172,7 @@ def provide(
 
     :param directory: the instance's state directory; exists, empty
     :param watched: scenarios are going to run in it: what a capture needs is started, and they
-        begin while servers start, whose failure is told to whoever asks for them
+        may begin while servers start, whose failure is told to whoever asks for them
     :raises UsageError: the spec asks for something that is not there
     :raises ProvisionError: a step failed
     """

@@ -25,6 +25,7 @@ class SplatKind(StrEnum):
     KFENCE = "KFENCE"
     UBSAN = "UBSAN"
     REFCOUNT = "refcount"
+    OUT_OF_MEMORY = "out of memory"
     LOCKDEP = "lockdep"
     WARNING = "WARNING"
     HUNG_TASK = "hung task"
@@ -88,6 +89,7 @@ _STARTS: tuple[tuple[SplatKind, re.Pattern[str]], ...] = tuple(
         (SplatKind.OOPS, r"Unable to handle kernel "),
         (SplatKind.BUG, r"kernel BUG at |BUG: "),
         (SplatKind.REFCOUNT, r"refcount_t: "),
+        (SplatKind.OUT_OF_MEMORY, r"(?:Memory cgroup out|Out) of memory: Killed process "),
         # The second form is that of recent kernels.
         (SplatKind.WARNING, r"WARNING: (?:CPU: \d+ PID: \d+ |\S+:\d+ at |at \S+\+0x)"),
         (SplatKind.HUNG_TASK, r"INFO: task \S.* blocked for more than \d+ seconds"),
@@ -123,7 +125,7 @@ _BEFORE_TRACE = re.compile(
     r"#PF: |PGD |Oops: |Tainted: |in_atomic\(\)|no locks held|\d+ locks? held|Preemption disabled"
     r"|preempt_count: |rcu: |\"echo 0 > /proc|WARNING: |(?:Read|Write) of size "
 )
-_SINGLE_LINE = {SplatKind.CLOCK, SplatKind.DEVICE_HELD}
+_SINGLE_LINE = {SplatKind.CLOCK, SplatKind.DEVICE_HELD, SplatKind.OUT_OF_MEMORY}
 _LINES_BEFORE_TRACE = 120
 _LINES_MAX = 250
 _MESSAGE_LINES = 3

@@ -65,8 +65,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line with the seconds since the command began."""
         if not self.quiet:
-            # With its end, so that those of threads stay whole.
-            print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.stderr, flush=True)
+            # Of a server that starts while a scenario runs, too, whose output is kept for it. With
+            # its end, so that those of threads stay whole.
+            print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.__stderr__, flush=True)
 
     def elapsed(self) -> float:
         """Seconds since the command began."""

@@ -16,6 +16,8 @@ _PYTEST_OPTIONS = (
     "-p",
     "no:cacheprovider",
     "--tb=short",
+    # Not what is written to descriptor 2, which is where progress goes.
+    "--capture=sys",
     "--override-ini=junit_family=xunit1",
     "--override-ini=junit_suite_name=smbdirect-testbed",
     "--override-ini=junit_logging=all",

@@ -10,6 +10,8 @@ MARKERS = (
     "needs(*features): skip the scenario where the environment lacks one of: "
     "a server (smbd, ksmbd), an RDMA type (rxe, siw), a role (server, client, monitor)",
     "thorough: not part of a run of everything unless that is to be thorough",
+    "early: the scenario may run while servers start: they, and what it sees of them, mean nothing "
+    "to it",
     "kernel_mistake(function, reason): the kernel complains about itself in a function, as is "
     "known; a failure if it does not",
 )
@@ -20,6 +22,11 @@ _KNOWN = {e.value for kind in (ServerKind, RdmaType, Role) for e in kind}
 def is_thorough(item: pytest.Item) -> bool:
     """Whether a scenario is for thorough runs only."""
     return item.get_closest_marker("thorough") is not None
+
+
+def is_early(item: pytest.Item) -> bool:
+    """Whether a scenario may run while servers start."""
+    return item.get_closest_marker("early") is not None
 
 
 def check_markers(items: list[pytest.Item]) -> None:

@@ -331,6 +331,10 @@ class RunPlugin:
         if reason := features.lacking(item, self.environment.spec):
             pytest.skip(reason)
         self._touched = True
+        if not features.is_early(item):
+            # One that failed is told to those who ask for it.
+            with contextlib.suppress(TestbedError):
+                self.environment.wait_for_servers()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
