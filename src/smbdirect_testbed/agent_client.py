@@ -32,7 +32,7 @@ _PROGRAM = "agent.pyz"
 _START = "start"
 """What the image's init runs, if it is there."""
 _TIMEOUT = 90.0
-"""Seconds for one answer: Python and pyroute2 take up to 10 s to start under TCG."""
+"""Seconds for one answer: Python takes seconds to start under TCG."""
 _GRACE = 10.0
 """Seconds after a command's deadline for the agent to say so."""
 _INTERVAL = 0.5

@@ -122,22 +122,22 @@ class Commands:
         return max(0.0, min(left)) if left else None
 
 
-def call(argv: list[str], places: Places, place: int) -> None:
+def call(argv: list[str], places: Places, place: int, input: str | None = None) -> None:
     """Run a short command and wait for it.
 
     :param place: the process whose namespaces it runs in; 0 for this one's
+    :param input: its standard input
     :raises OSError: it failed
     """
-    said = os.memfd_create("said")
+    stdin, said = _input(input), os.memfd_create("said")
     try:
-        with open(os.devnull) as nothing:
-            files = (nothing.fileno(), said, said)
-            pid = places.call(place, partial(_spawn, argv, files, ""))
+        pid = places.call(place, partial(_spawn, argv, (stdin, said, said), ""))
         _, status = os.waitpid(pid, 0)
         if status:
             text = os.pread(said, _LARGE, 0).decode(errors="replace").strip()
             raise OSError(f"{' '.join(argv)}: {text}")
     finally:
+        os.close(stdin)
         os.close(said)
 
 

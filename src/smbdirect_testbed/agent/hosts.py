@@ -1,8 +1,11 @@
 """A machine's hosts, links and RDMA links.
 
 A host in a namespace is a process that sleeps in network, mount and UTS namespaces of its own.
-Commands enter these with nsenter, so that a mount made by one command is there for the next
-(``ip netns exec`` would give every command a mount namespace of its own).
+Commands enter these, so that a mount made by one command is there for the next (``ip netns exec``
+would give every command a mount namespace of its own).
+
+Links are made by iproute2, several steps at once: a netlink library takes longer to import than all
+of them take to be made.
 """
 
 from __future__ import annotations
@@ -12,36 +15,33 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from smbdirect_testbed.agent import kernel
-from smbdirect_testbed.agent.netlink import IPRoute
+from smbdirect_testbed.agent.commands import call
+from smbdirect_testbed.agent.places import Places
 
-_IFA_F_NODAD = 0x02
+T = TypeVar("T")
+
 _SO_TIMESTAMP = 29
-_NUD_PERMANENT = 0x80
+_INTERFACES = "/sys/class/net"
 _RDMA = "/sys/class/infiniband"
-
-RunInStack = Callable[[int, list[str]], object]
-"""Runs a command in the namespaces of a process; those of this one for 0."""
 
 
 class Hosts:
     """What was made, so that it can be unmade in the opposite order.
 
-    :param run: runs a command and raises OSError when it fails
+    :param places: how the hosts' namespaces are entered
     """
 
-    def __init__(self, run: RunInStack) -> None:
-        self._command = run
+    def __init__(self, places: Places) -> None:
+        self._places = places
         # As long as some socket wants them, the kernel stamps packets. Otherwise each ping and
         # tcpdump has it patch that in and out of its code, and of that an emulated machine with
         # two processors may die: "Oops: int3" in __netif_receive_skb_core.
         self._stamped = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._stamped.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
-        self.root = IPRoute()
         self.holders: dict[str, int] = {}
-        self.stacks: dict[str, Any] = {}
         self.interfaces: list[tuple[str, str]] = []
         self.rdma_links: list[tuple[str, str]] = []
 
@@ -49,11 +49,8 @@ class Hosts:
         """Make the hosts; return the process id to enter each by (0: the machine's own stack)."""
         for name in namespaces:
             self.holders[name] = _start_holder(name)
-            self.stacks[name] = self._in_stack(name, IPRoute)
-            self._up(name, "lo")
         for name in machine_stack:
             self.holders[name] = 0
-            self.stacks[name] = self.root
         return self.holders
 
     def make_link(
@@ -67,22 +64,16 @@ class Hosts:
         :param loss: per cent, in each direction
         """
         a, b = ends
-        self.root.link(
-            "add",
-            ifname=_temporary(a),
-            kind="veth",
-            mtu=mtu,
-            address=a["mac"],
-            peer={"ifname": _temporary(b), "mtu": mtu, "address": b["mac"]},
+        wanted = [f"{_temporary(e)} mtu {mtu} address {e['mac']}" for e in ends]
+        self._ip(
+            None,
+            f"link add {wanted[0]} type veth peer name {wanted[1]}",
+            *self._handed_over(a),
+            *self._handed_over(b),
         )
-        for end in ends:
-            self._place(end)
-            self.interfaces.append((end["host"], end["device"]))
-        for end in ends:
-            self._address(end)
         for end, peer in ((a, b), (b, a)):
-            if neighbours:
-                self._know(end, peer)
+            self.interfaces.append((end["host"], end["device"]))
+            self._settle(end, peer if neighbours else None)
             self._shape(end, delay, loss)
         for end in ends:
             self._wait_up(end)
@@ -100,13 +91,18 @@ class Hosts:
 
         See :meth:`make_link`.
         """
-        (index,) = self.root.link_lookup(address=end["mac"])
-        self.root.link("set", index=index, state="down")
-        self.root.link("set", index=index, ifname=_temporary(end), mtu=mtu)
-        self._place(end)
-        self._address(end)
-        if neighbours:
-            self._know(end, peer)
+        (found,) = (
+            name
+            for name in os.listdir(_INTERFACES)
+            if kernel.read(f"{_INTERFACES}/{name}/address").strip() == end["mac"]
+        )
+        self._ip(
+            None,
+            f"link set {found} down",
+            f"link set {found} name {_temporary(end)} mtu {mtu}",
+            *self._handed_over(end),
+        )
+        self._settle(end, peer if neighbours else None)
         self._shape(end, delay, loss)
         self._wait_up(end)
 
@@ -139,53 +135,41 @@ class Hosts:
             kernel.wait(partial(_gone, f"{_RDMA}/{name}"), f"RDMA link {name} to go")
         while self.interfaces:
             host, device = self.interfaces.pop()
-            if found := self.stacks[host].link_lookup(ifname=device):
-                self.stacks[host].link("del", index=found[0])
-        for name, pid in self.holders.items():
+            if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}")):
+                self._ip(host, f"link del {device}")
+        self._places.leave()
+        for pid in self.holders.values():
             if pid:
-                self.stacks[name].close()
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         self.holders.clear()
-        self.stacks.clear()
 
-    def _place(self, end: dict[str, Any]) -> None:
-        host, device = end["host"], end["device"]
-        (index,) = self.root.link_lookup(ifname=_temporary(end))
-        if pid := self.holders[host]:
-            self.root.link("set", index=index, net_ns_pid=pid)
-            (index,) = self.stacks[host].link_lookup(ifname=_temporary(end))
-        else:
+    def _handed_over(self, end: dict[str, Any]) -> list[str]:
+        """Steps that bring an interface from the machine's own stack into an end's host."""
+        if pid := self.holders[end["host"]]:
+            return [f"link set {_temporary(end)} netns {pid}"]
+        return []
+
+    def _settle(self, end: dict[str, Any], peer: dict[str, Any] | None) -> None:
+        """Give an interface that is in its host its name and addresses, and switch it on.
+
+        :param peer: the other end, for permanent neighbour entries
+        """
+        device = end["device"]
+        if not self.holders[end["host"]]:
             kernel.write_sysctls({f"net/ipv6/conf/{_temporary(end)}/accept_dad": "0"})
-        self.stacks[host].link("set", index=index, ifname=device)
-
-    def _address(self, end: dict[str, Any]) -> None:
-        """Give an interface its addresses and switch it on."""
-        ipr = self.stacks[end["host"]]
-        index = self._index(end["host"], end["device"])
-        for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-            address, prefix = end[key].split("/")
-            ipr.addr(
-                "add",
-                index=index,
-                address=address,
-                prefixlen=int(prefix),
-                family=family,
-                flags=_IFA_F_NODAD if family == socket.AF_INET6 else 0,
-            )
-        ipr.link("set", index=index, state="up")
-
-    def _know(self, end: dict[str, Any], peer: dict[str, Any]) -> None:
-        """Set permanent neighbour entries for the other end."""
-        for key, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-            self.stacks[end["host"]].neigh(
-                "replace",
-                ifindex=self._index(end["host"], end["device"]),
-                dst=peer[key].split("/")[0],
-                lladdr=peer["mac"],
-                state=_NUD_PERMANENT,
-                family=family,
-            )
+        steps = [
+            f"link set {_temporary(end)} name {device}",
+            f"addr add {end['ipv4']} dev {device}",
+            f"addr add {end['ipv6']} dev {device} nodad",
+            f"link set {device} up",
+        ]
+        if peer:
+            for key in ("ipv4", "ipv6"):
+                address = peer[key].split("/")[0]
+                lladdr = f"lladdr {peer['mac']} nud permanent"
+                steps.append(f"neigh replace {address} dev {device} {lladdr}")
+        self._ip(end["host"], *steps)
 
     def _shape(self, end: dict[str, Any], delay: float, loss: float) -> None:
         """Have packets come late or not at all; nothing happens without need."""
@@ -195,42 +179,28 @@ class Hosts:
             tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
             self._run(end["host"], *tc, "limit", "100000")
 
-    def _index(self, host: str, device: str) -> int:
-        (index,) = self.stacks[host].link_lookup(ifname=device)
-        return int(index)
-
-    def _up(self, host: str, device: str) -> None:
-        self.stacks[host].link("set", index=self._index(host, device), state="up")
-
     def _wait_up(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]
-
-        def up() -> bool:
-            (link,) = self.stacks[host].get_links(self._index(host, device))
+        state = partial(kernel.read, f"{_INTERFACES}/{device}/operstate")
+        kernel.wait(
             # Interfaces without a notion of a carrier never say more than "unknown".
-            return link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN")
+            lambda: self._in_stack(host, state).strip() in ("up", "unknown"),
+            f"interface {device} of host {host} to be up",
+        )
 
-        kernel.wait(up, f"interface {device} of host {host} to be up")
+    def _in_stack(self, host: str, do: Callable[[], T]) -> T:
+        return self._places.call(self.holders[host], do)
 
-    def _in_stack(self, host: str, make: Callable[[], Any]) -> Any:
-        """Call ``make`` in a host's network namespace: a netlink socket stays where it was made."""
-        own = os.open("/proc/self/ns/net", os.O_RDONLY)
-        other = os.open(f"/proc/{self.holders[host]}/ns/net", os.O_RDONLY)
+    def _ip(self, host: str | None, *steps: str) -> None:
+        """Have iproute2 take steps in a host, or in the machine's own stack."""
+        text = "".join(f"{step}\n" for step in steps)
+        self._run(host, "ip", "-batch", "-", input=text)
+
+    def _run(self, host: str | None, *argv: str, input: str | None = None) -> None:
         try:
-            kernel.setns(other, kernel.CLONE_NEWNET)
-            try:
-                return make()
-            finally:
-                kernel.setns(own, kernel.CLONE_NEWNET)
-        finally:
-            os.close(own)
-            os.close(other)
-
-    def _run(self, host: str, *argv: str) -> None:
-        try:
-            self._command(self.holders[host], list(argv))
+            call(list(argv), self._places, self.holders[host] if host else 0, input)
         except OSError as e:
-            raise OSError(f"on host {host}: {e}") from e
+            raise OSError(f"on host {host}: {e}" if host else str(e)) from e
 
 
 def _temporary(end: dict[str, Any]) -> str:
@@ -270,6 +240,7 @@ def _start_holder(name: str) -> int:
             kernel.mount("sysfs", "/sys", "sysfs", 0)
             socket.sethostname(name)
             kernel.write_sysctls({"net/ipv6/conf/default/accept_dad": "0"})
+            kernel.interface_up("lo")
             os.write(tell, b"1")
         except BaseException as e:
             os.write(tell, str(e).encode())

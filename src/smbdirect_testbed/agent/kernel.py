@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP = 1
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _DEADLINE = 30.0
@@ -82,6 +85,15 @@ def load_module(path: str) -> None:
     with open(path, "rb") as file:
         number = _FINIT_MODULE[os.uname().machine]
         _check(int(_libc.syscall(number, file.fileno(), b"", 0)))
+
+
+def interface_up(name: str) -> None:
+    """Switch an interface on; netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH22x", name.encode(), 0)
+        (flags,) = struct.unpack_from("16xH", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
+        request = struct.pack("16sH22x", name.encode(), flags | _IFF_UP)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
 
 
 def reseed(entropy: bytes) -> None:

@@ -10,18 +10,15 @@ import sys
 import termios
 import tty
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smbdirect_testbed.agent import kernel, modules
-from smbdirect_testbed.agent.commands import PATH, Commands, call
+from smbdirect_testbed.agent.commands import PATH, Commands
+from smbdirect_testbed.agent.hosts import Hosts
 from smbdirect_testbed.agent.places import Places
-
-if TYPE_CHECKING:
-    from smbdirect_testbed.agent.hosts import Hosts
-    from smbdirect_testbed.agent.template import Template
+from smbdirect_testbed.agent.template import Template
 
 _MAKING = {"make_hosts", "make_link", "place_wire", "make_rdma_links", "unmake"}
 _HOME = "/root"
@@ -39,7 +36,7 @@ class Agent:
         self._commands = Commands(lambda number, answer: self._say(number, ok=answer), self._places)
         self._made: dict[str, Any] = {}
         self._writing = _thread.allocate_lock()
-        # All by one thread, since pyroute2's sockets belong to theirs.
+        # All by one thread, one after the other.
         self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
         self._hosts: Hosts | None = None
         self._template: Template | None = None
@@ -94,10 +91,6 @@ class Agent:
         return None
 
     def _work(self) -> None:
-        # What hosts need takes longer to import than everything else. And all of it has to be
-        # there before a template lets go of this program's file.
-        with suppress(ImportError):  # whoever needs it is told
-            from smbdirect_testbed.agent import hosts, template  # noqa: F401
         while True:
             number, do, arguments = self._works.get()
             self._answer(number, do, partial(self._do, do), {"arguments": arguments})
@@ -121,7 +114,6 @@ class Agent:
             if key not in self._made:
                 result = getattr(self._the_hosts(), do)(**arguments)
                 if do == "unmake":
-                    self._places.leave()
                     self._made.clear()
                     return result
                 self._made[key] = result
@@ -131,25 +123,18 @@ class Agent:
         if do == "freeze":
             return self._the_template().freeze(holders)
         if do == "thaw":
-            return self._the_template().thaw(holders, hosts.root, **arguments)
+            return self._the_template().thaw(holders, self._places, **arguments)
         raise ValueError("there is no such request")
 
     def _the_hosts(self) -> Hosts:
         if self._hosts is None:
-            from smbdirect_testbed.agent.hosts import Hosts
-
-            self._hosts = Hosts(self._in_stack)
+            self._hosts = Hosts(self._places)
         return self._hosts
 
     def _the_template(self) -> Template:
         if self._template is None:
-            from smbdirect_testbed.agent.template import Template
-
             self._template = Template()
         return self._template
-
-    def _in_stack(self, pid: int, argv: list[str]) -> None:
-        call(argv, self._places, pid)
 
     def _say(self, number: int, **answer: Any) -> None:
         data = json.dumps({"id": number, **answer}).encode() + b"\n"

@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 from smbdirect_testbed.agent import kernel
+from smbdirect_testbed.agent.commands import call
+from smbdirect_testbed.agent.places import Places
 
 _MOUNTS = (
     ("testbed", "/testbed", "9p", 0, "trans=virtio,version=9p2000.L,msize=512000,cache=none"),
@@ -41,7 +42,7 @@ class Template:
     def thaw(
         self,
         holders: Iterable[int],
-        netlink: Any,
+        places: Places,
         time_now: float,
         entropy: str,
         mac: str,
@@ -49,7 +50,7 @@ class Template:
     ) -> None:
         """Become a machine of its own, after having been a copy of a template.
 
-        :param netlink: of the machine's own stack
+        :param places: how the hosts' namespaces are entered
         :param time_now: seconds since the epoch
         :param entropy: random bytes, in hexadecimal
         :param mac: the address for the interface that ssh comes by
@@ -64,8 +65,7 @@ class Template:
         os.kill(self._sshd, signal.SIGHUP)
         # Otherwise the network behind it may know the template's address for a while, and not ours.
         kernel.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})
-        (index,) = netlink.link_lookup(ifname="eth0")
-        netlink.link("set", index=index, address=mac)
+        call(["ip", "link", "set", "eth0", "address", mac], places, 0)
         for source, target, kind, flags, data in _MOUNTS:
             kernel.mount(source, target, kind, flags, data)
         for pid in holders:
