@@ -53,7 +53,7 @@ void sdsock_shutdown_work(struct work_struct *work)
 	sdsock_flush(ss);
 	lock_sock(sk);
 	if (ss->sc)
-		sdsock_disconnect(ss->sc); /* event_work does the rest */
+		sdsock_disconnect(ss, ss->sc); /* event_work does the rest */
 	release_sock(sk);
 }
 

@@ -12,20 +12,20 @@ static rdma_cm_event_handler sdsock_next_handler;
 /* smbdirect allocates for a connection as soon as a peer asks for one. */
 static int sdsock_listener_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
 {
+	bool request = event->event == RDMA_CM_EVENT_CONNECT_REQUEST && !event->status;
+	rdma_cm_event_handler next = READ_ONCE(sdsock_next_handler);
 	struct smbdirect_socket *sc = id->context;
-	bool afforded = true;
-	struct sdsock *ss;
+	struct sdsock *ss = request ? sdsock_of_transport(sc) : NULL;
+	int ret = -ENOBUFS;	/* the peer is refused */
 
-	if (event->event == RDMA_CM_EVENT_CONNECT_REQUEST && !event->status) {
-		ss = sdsock_of_transport(sc);
-		if (ss) {
-			afforded = sdsock_charge_children(ss, sc, 1);
-			sock_put(sdsock_sk(ss));
-		}
-		if (!afforded)
-			return -ENOBUFS;	/* the peer is refused */
-	}
-	return READ_ONCE(sdsock_next_handler)(id, event);
+	if (!ss)
+		return next(id, event);
+	mutex_lock(&ss->accepting);
+	if (sdsock_charge_children(ss, sc, 1))
+		ret = next(id, event);
+	mutex_unlock(&ss->accepting);
+	sock_put(sdsock_sk(ss));
+	return ret;
 }
 
 static void sdsock_watch_requests(struct rdma_cm_id *id)

@@ -24,6 +24,7 @@ int sdsock_init(struct sock *sk)
 	init_waitqueue_head(&ss->tx.idle);
 	INIT_WORK(&ss->tx.work, sdsock_tx_work);
 	sdsock_init_rdma(ss);
+	mutex_init(&ss->accepting);
 	mutex_init(&ss->memory.lock);
 	mutex_init(&ss->memory.children_lock);
 	INIT_WORK(&ss->event_work, sdsock_event_work);

@@ -97,7 +97,7 @@ static int sdsock_pull(struct sdsock *ss)
 
 	/* a peer whose segments do not add up to its frame would shift the stream */
 	if (!segment->first_segment && len + left != ss->rx.frame_left) {
-		sdsock_disconnect(sc);
+		sdsock_disconnect(ss, sc);
 		return -EPROTO;
 	}
 

@@ -152,6 +152,7 @@ struct sdsock {
 	wait_queue_entry_t credit_watch;
 	wait_queue_entry_t sent_watch;
 
+	struct mutex accepting;	/* held while a listener's handler runs */
 	bool bound;
 	bool dead_listener;	/* the device went away under it */
 	bool connect_done;	/* connect() has returned 0 for this connection */
@@ -233,7 +234,7 @@ struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
 int sdsock_open(struct sdsock *ss);
 void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_detach(struct sdsock *ss);
-void sdsock_disconnect(struct smbdirect_socket *sc);
+void sdsock_disconnect(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_event_work(struct work_struct *work);
 int sdsock_errno(int error);
 

@@ -152,12 +152,16 @@ int sdsock_open(struct sdsock *ss)
 /*
  * Start the end of a transport. smbdirect's connection manager handlers look
  * for an error only when they begin: one that is set while they run makes them
- * warn, and arm a timer that outlives the transport.
+ * warn, and arm a timer that outlives the transport. A listener on all addresses
+ * has a handler running for each device, under that device's lock, not under its
+ * own.
  */
-void sdsock_disconnect(struct smbdirect_socket *sc)
+void sdsock_disconnect(struct sdsock *ss, struct smbdirect_socket *sc)
 {
 	rdma_lock_handler(sc->rdma.cm_id);
+	mutex_lock(&ss->accepting);
 	smbdirect_socket_shutdown(sc);
+	mutex_unlock(&ss->accepting);
 	rdma_unlock_handler(sc->rdma.cm_id);
 }
 
@@ -200,7 +204,7 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 
 	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
 		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
-	sdsock_disconnect(sc);
+	sdsock_disconnect(ss, sc);
 	/* tell the peer before sdsock_stop() breaks off: iWARP would see an abort */
 	flush_work(&sc->disconnect_work);
 	remove_wait_queue(&sc->status_wait, &ss->status_watch);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -107,6 +108,13 @@ def boot_twice(
                 raise
             kept = console.replace(console.with_suffix(f".{len(failures)}.log"))
             progress.say(f"{e.message}; starting it again (its console is in {kept})")
+
+
+def do_together(*works: Callable[[], object]) -> None:
+    """Do things that mostly wait for programs, at the same time; raises what the first raised."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result()
 
 
 def claim_port(wanted: int) -> int:

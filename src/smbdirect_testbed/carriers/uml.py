@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +24,7 @@ from smbdirect_testbed.cache import disk_full_reported
 from smbdirect_testbed.carriers.boot import (
     boot_twice,
     claim_port,
+    do_together,
     make_scratch_disk,
     wait_until_answering,
 )
@@ -220,12 +222,14 @@ def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
     state.uml.mkdir(exist_ok=True)
     state.write_uml_record(record)
     state.console.write_bytes(b"")
-    make_keys(state.ssh, state.shared)
-    make_scratch_disk(state.scratch)
-    offer_agent(state.shared, _AGENT_PORT)
-    shutil.copytree(plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True)
     slirp = Slirp(state.uml)
-    slirp.start()
+    do_together(
+        slirp.start,
+        partial(make_keys, state.ssh, state.shared),
+        partial(make_scratch_disk, state.scratch),
+        partial(offer_agent, state.shared, _AGENT_PORT),
+        partial(shutil.copytree, plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True),
+    )
     ours, its = socket.socketpair()
     with its:
         _start(record, plan, state, its.fileno(), ours.fileno())

@@ -7,14 +7,21 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 from smbdirect_testbed import paths
 from smbdirect_testbed.agent_client import AgentSocket, offer_agent
-from smbdirect_testbed.carriers.boot import claim_port, make_scratch_disk, wait_until_ready
+from smbdirect_testbed.carriers.boot import (
+    claim_port,
+    do_together,
+    make_scratch_disk,
+    wait_until_ready,
+)
 from smbdirect_testbed.carriers.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.libvirt_embed import StartFailed, start_domain
 from smbdirect_testbed.carriers.qemu_process import Identity, open_process
@@ -59,9 +66,11 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
     """
     state.make()
     state.console.write_bytes(b"")
-    make_keys(state.ssh, state.shared)
-    make_scratch_disk(state.scratch)
-    offer_agent(state.shared, _AGENT_PORT)
+    do_together(
+        partial(make_keys, state.ssh, state.shared),
+        partial(make_scratch_disk, state.scratch),
+        partial(offer_agent, state.shared, _AGENT_PORT),
+    )
     record = _start(record, plan, state, ram, None)
     with _watched(record, state) as machine:
         # From the start: what the agent says with nobody there to read it is lost.
@@ -85,12 +94,14 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
     """
     state.make()
     shutil.copyfile(template.console, state.console)
-    make_keys(state.ssh, state.shared)
     copy_sparse(template.scratch, state.scratch)
     record = replace(record, start=Start.CLONE, template=template.digest)
     ram = RamFile(template.ram, shared=False)
     try:
-        record = _start(record, plan, state, ram, template.state)
+        with ThreadPoolExecutor() as pool:
+            keys = pool.submit(make_keys, state.ssh, state.shared)
+            record = _start(record, plan, state, ram, template.state)
+            keys.result()
     except StartFailed as e:
         raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
     if not template.is_in_place():
