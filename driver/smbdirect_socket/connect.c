@@ -12,6 +12,7 @@ void sdsock_connected(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
+	sdsock_drop_reserve(ss);
 	sdsock_note_parameters(ss);
 	sdsock_note_addresses(ss);
 	sdsock_set_state(sdsock_sk(ss), TCP_ESTABLISHED);

@@ -148,6 +148,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	 */
 	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
 			 msecs_to_jiffies(sc->parameters.keepalive_interval_msec));
+	sdsock_drop_reserve(child);
 	sdsock_note_parameters(child);
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_note_addresses(child);

@@ -56,20 +56,28 @@ void sdsock_uncharge(struct sdsock *ss, size_t size)
 	mutex_unlock(&ss->memory.lock);
 }
 
-/*
- * What smbdirect allocates for a connection. Its pool of receive buffers keeps
- * as many in reserve as are in use.
- */
+/* smbdirect's pool of receive buffers has as many in reserve as it gave out. */
+static size_t sdsock_reserve_size(const struct smbdirect_socket_parameters *sp)
+{
+	size_t object = ALIGN(sizeof(struct smbdirect_recv_io) + sp->max_recv_size, L1_CACHE_BYTES);
+
+	return sp->recv_credit_max * (SDSOCK_SLAB / (SDSOCK_SLAB / object));
+}
+
+/* A device's queues last as long as the transport. */
+static size_t sdsock_queues_size(const struct smbdirect_socket_parameters *sp)
+{
+	return sp->recv_credit_max * SDSOCK_RECV_COST +
+	       (sp->send_credit_target + 4 * sp->responder_resources) * SDSOCK_SEND_COST;
+}
+
+/* What is allocated for a connection. */
 static size_t sdsock_buffers_size(struct sdsock *ss)
 {
 	struct smbdirect_socket_parameters sp;
-	size_t object;
 
 	sdsock_fill_parameters(ss, &sp);
-	object = ALIGN(sizeof(struct smbdirect_recv_io) + sp.max_recv_size, L1_CACHE_BYTES);
-	object = SDSOCK_SLAB / (SDSOCK_SLAB / object);
-	return sp.recv_credit_max * (2 * object + SDSOCK_RECV_COST) +
-	       (sp.send_credit_target + 4 * sp.responder_resources) * SDSOCK_SEND_COST;
+	return 2 * sdsock_reserve_size(&sp) + sdsock_queues_size(&sp);
 }
 
 /* Charged before there is a connection. */
@@ -85,11 +93,50 @@ bool sdsock_charge_buffers(struct sdsock *ss)
 	return true;
 }
 
+static void sdsock_uncharge_down_to(struct sdsock *ss, size_t left)
+{
+	if (ss->memory.buffers > left) {
+		sdsock_uncharge(ss, ss->memory.buffers - left);
+		ss->memory.buffers = left;
+	}
+}
+
+/* An established connection takes nothing from its pool any more. */
+void sdsock_drop_reserve(struct sdsock *ss)
+{
+	struct smbdirect_socket_parameters sp;
+
+	mempool_resize(ss->sc->recv_io.mem.pool, 1);
+	sdsock_fill_parameters(ss, &sp);
+	sdsock_uncharge_down_to(ss, sdsock_reserve_size(&sp) + sdsock_queues_size(&sp));
+}
+
+/*
+ * A transport at its end, which the device is done with, needs no buffers while
+ * it waits for its turn in sdsock_give_back().
+ */
+void sdsock_drop_buffers(struct sdsock *ss, struct smbdirect_socket *sc)
+{
+	mempool_t *pool = sc->recv_io.mem.pool;
+	struct smbdirect_socket_parameters sp;
+	struct smbdirect_recv_io *recv_io, *next;
+	LIST_HEAD(unused);
+
+	if (!pool)
+		return;
+	spin_lock_irq(&sc->recv_io.free.lock);
+	list_splice_init(&sc->recv_io.free.list, &unused);
+	spin_unlock_irq(&sc->recv_io.free.lock);
+	mempool_resize(pool, 1);
+	list_for_each_entry_safe(recv_io, next, &unused, list)
+		mempool_free(recv_io, pool);
+	sdsock_fill_parameters(ss, &sp);
+	sdsock_uncharge_down_to(ss, sdsock_queues_size(&sp));
+}
+
 void sdsock_uncharge_buffers(struct sdsock *ss)
 {
-	if (ss->memory.buffers)
-		sdsock_uncharge(ss, ss->memory.buffers);
-	ss->memory.buffers = 0;
+	sdsock_uncharge_down_to(ss, 0);
 	if (ss->memory.children)
 		sdsock_uncharge(ss, ss->memory.children);
 	ss->memory.children = 0;

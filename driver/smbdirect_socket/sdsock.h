@@ -218,6 +218,8 @@ extern int sdsock_memory_minimum;
 bool sdsock_charge(struct sdsock *ss, size_t size);
 void sdsock_uncharge(struct sdsock *ss, size_t size);
 bool sdsock_charge_buffers(struct sdsock *ss);
+void sdsock_drop_reserve(struct sdsock *ss);
+void sdsock_drop_buffers(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_uncharge_buffers(struct sdsock *ss);
 bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size_t more);
 void sdsock_uncharge_child(struct sdsock *ss);

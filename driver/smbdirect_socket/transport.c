@@ -222,6 +222,7 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
 	ss->sc = NULL;
 	spin_unlock(&ss->lock);
 	mutex_unlock(&ss->rx.lock);
+	sdsock_drop_buffers(ss, sc);
 	return sc;
 }
 

@@ -30,13 +30,22 @@ def load(needed: list[str], offered: str, directory: str, ours: list[str]) -> di
 def _load(file: str) -> None:
     if _is_loaded(_name(file)):
         return
-    try:
-        kernel.load_module(file)
-    except OSError as e:
-        if e.errno != errno.EEXIST:
-            raise OSError(
-                f"module {_name(file)} cannot be loaded: {e.strerror} (see the kernel log)"
-            ) from e
+
+    def loaded() -> bool:
+        try:
+            kernel.load_module(file)
+        except OSError as e:
+            if e.errno == errno.ETXTBSY:
+                # A process that another thread is starting has what was open when it was forked,
+                # this file for being written among it, until it has become another program.
+                return False
+            if e.errno != errno.EEXIST:
+                raise OSError(
+                    f"module {_name(file)} cannot be loaded: {e.strerror} (see the kernel log)"
+                ) from e
+        return True
+
+    kernel.wait(loaded, f"{file} not to be open for writing")
 
 
 def _files(names: list[str]) -> list[str]:
