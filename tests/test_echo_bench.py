@@ -134,7 +134,6 @@ def test_results_come_back_from_json(document: dict[str, Any], tmp_path: Path) -
 
 
 def test_plot(document: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     file = tmp_path / "bench.svg"
     plot(document, file)
     assert "</svg>" in file.read_text()

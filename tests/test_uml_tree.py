@@ -14,7 +14,6 @@ from smbdirect_testbed.buildroot import BuildRoot, _DirectoryBuildRoot
 from smbdirect_testbed.driver.toolchain import KernelPackages, Toolchain
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.image import Image
-from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import DriverOrigin, DriverSpec
 from smbdirect_testbed.uml_kernel import UmlKernel, kernel_name
@@ -26,18 +25,9 @@ ERROR = "kernel/fork.c:3:9: error: 'nothing' undeclared"
 class _Root(_DirectoryBuildRoot):
     """A build root whose commands run outside."""
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        inputs: Mapping[PurePosixPath, Path] | None = None,
-        outputs: Mapping[PurePosixPath, Path] | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        timeout: float = 600,
-    ) -> CommandResult:
-        there = f"{self._root}/build/"
-        return super().run([word.replace("/build/", there) for word in argv])
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        there = f"{self.directory}/build/"
+        return super()._inside([word.replace("/build/", there) for word in argv], env)
 
 
 @dataclass

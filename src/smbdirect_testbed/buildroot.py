@@ -51,7 +51,6 @@ class BuildRoot(ABC):
         self.packages = packages
         self.directory = directory
 
-    @abstractmethod
     def run(
         self,
         argv: Sequence[str],
@@ -72,11 +71,25 @@ class BuildRoot(ABC):
         :param log: grows with the command line and its output
         :param timeout: seconds until the command is stopped
         :raises CommandFailed: status other than 0, or the deadline passed
+        :raises ProvisionError: the disk is full
         """
+        records = self._path(self._records)
+        with cache.disk_full_reported(records.parent):
+            for there, here in (inputs or {}).items():
+                sync(here, self._path(there), records / cache.digest([str(there)])[:16])
+            try:
+                result = process.run(self._inside(argv, env or {}), log=log, timeout=timeout)
+            except CommandFailed as e:
+                if "No space left on device" in e.output:
+                    raise cache.disk_full(records.parent) from e
+                raise CommandFailed(argv, e.status, e.output, log=log) from e
+            for there, here in (outputs or {}).items():
+                copy_out(self._path(there), here)
+        return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
 
-    @abstractmethod
     def holds(self, path: PurePosixPath) -> bool:
         """Whether there is such a file in the build root."""
+        return self._path(path).exists()
 
     def bring_tree(self, files: Mapping[str, str], tree: Path, there: PurePosixPath) -> int:
         """Bring a kernel tree on this computer up to date in a work directory.
@@ -85,11 +98,23 @@ class BuildRoot(ABC):
         :param there: the work directory
         :returns: how many files differed
         """
-        here = self.directory / there.relative_to("/")
+        here = self._path(there)
         record = here / _RECORD
         known = () if record.exists() else source_names(here)
         with cache.disk_full_reported(here):
             return sync_files(files, tree, here, record, known)
+
+    @property
+    @abstractmethod
+    def _records(self) -> PurePosixPath:
+        """The directory, in the build root, of what is known of inputs that were brought in."""
+
+    @abstractmethod
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """What to run on this computer so that a command runs in the build root."""
+
+    def _path(self, there: PurePosixPath) -> Path:
+        return self.directory / there.relative_to("/")
 
     @abstractmethod
     def work_directory(
@@ -136,38 +161,18 @@ class _DirectoryBuildRoot(BuildRoot):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._root = directory / "root"
-        lines = (self._root / "packages").read_text().splitlines()
-        super().__init__(dict(line.split(" ", 1) for line in lines), self._root)
+        root = directory / "root"
+        lines = (root / "packages").read_text().splitlines()
+        super().__init__(dict(line.split(" ", 1) for line in lines), root)
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        inputs: Mapping[PurePosixPath, Path] | None = None,
-        outputs: Mapping[PurePosixPath, Path] | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        timeout: float = 600,
-    ) -> CommandResult:
-        with cache.disk_full_reported(self._root):
-            for there, here in (inputs or {}).items():
-                record = self._path(_WORK / ".inputs" / cache.digest([str(there)])[:16])
-                sync(here, self._path(there), record)
-            variables = {**_ENVIRONMENT, **(env or {})}
-            command = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
-            try:
-                result = process.run([*_enter_argv(self._root), *command], log=log, timeout=timeout)
-            except CommandFailed as e:
-                if "No space left on device" in e.output:
-                    raise cache.disk_full(self._root) from e
-                raise CommandFailed(argv, e.status, e.output, log=log) from e
-            for there, here in (outputs or {}).items():
-                copy_out(self._path(there), here)
-        return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
+    @property
+    def _records(self) -> PurePosixPath:
+        return _WORK / ".inputs"
 
-    def holds(self, path: PurePosixPath) -> bool:
-        return self._path(path).exists()
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        variables = {**_ENVIRONMENT, **env}
+        command = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
+        return [*_enter_argv(self.directory), *command]
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
@@ -189,9 +194,6 @@ class _DirectoryBuildRoot(BuildRoot):
                     in_use.unlink()
                 raise
             in_use.unlink()
-
-    def _path(self, there: PurePosixPath) -> Path:
-        return self._root / there.relative_to("/")
 
 
 @functools.cache

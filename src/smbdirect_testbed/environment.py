@@ -11,11 +11,9 @@ from pathlib import Path
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.ahead import made_ahead
 from smbdirect_testbed.capture import captured_host, prepare_capture_once
-from smbdirect_testbed.carriers.local_checks import require_computer
 from smbdirect_testbed.carriers.machines import machine_directory, started_machine
 from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
-from smbdirect_testbed.driver.local import provide_local_driver
 from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.early import Early
 from smbdirect_testbed.errors import ProvisionError
@@ -256,6 +254,8 @@ def require_possible(spec: EnvironmentSpec) -> None:
     :raises ProvisionError: it does not
     """
     if spec.carrier is CarrierKind.LOCAL:
+        from smbdirect_testbed.carriers.local_checks import require_computer
+
         require_computer(spec, RunningKernel())
 
 
@@ -271,6 +271,8 @@ def provide_parts(
     with made_ahead(spec, progress):
         image = provide_image(spec.image, progress)
     if spec.carrier is CarrierKind.LOCAL:
+        from smbdirect_testbed.driver.local import provide_local_driver
+
         running = RunningKernel()
         return image, running, provide_local_driver(spec.driver, image, progress, running)
     uml = spec.carrier is CarrierKind.UML

@@ -1,4 +1,7 @@
-"""Machines of all carriers: started as a spec says, and found again."""
+"""Machines of all carriers: started as a spec says, and found again.
+
+The carrier for this computer's own kernel, which few use, is imported when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smbdirect_testbed.carriers.local import (
-    attach_local,
-    destroy_local,
-    destroy_local_stray,
-    local_machine,
-)
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.carriers.uml import attach_uml, destroy_uml, uml_machine
 from smbdirect_testbed.carriers.vm import attach_vm, destroy_vm, destroy_vm_strays, vm_machine
@@ -49,6 +46,8 @@ def started_machine(
     :param driver: to be loaded later
     """
     if isinstance(kernel, RunningKernel):
+        from smbdirect_testbed.carriers.local import local_machine
+
         with local_machine(
             *(name, image, kernel, directory, progress),
             driver=driver,
@@ -82,6 +81,8 @@ def attach(name: str, directory: Path) -> Machine:
     :param directory: the instance's
     :raises ProvisionError: there is none
     """
+    from smbdirect_testbed.carriers.local import attach_local
+
     of_machine = machine_directory(directory, name)
     return attach_uml(of_machine) or attach_local(of_machine) or attach_vm(name, of_machine)
 
@@ -91,6 +92,8 @@ def destroy_all(directory: Path) -> None:
 
     :param directory: the instance's
     """
+    from smbdirect_testbed.carriers.local import destroy_local
+
     for found in machine_directory(directory, "x").parent.glob("*"):
         if not destroy_uml(found) and not destroy_local(found):
             destroy_vm(found.name, found)
@@ -101,5 +104,7 @@ def destroy_strays() -> list[Path]:
 
     Returns the directories.
     """
+    from smbdirect_testbed.carriers.local import destroy_local_stray
+
     ended = [state.directory for state in find_strays() if destroy_uml(state.directory)]
     return ended + destroy_local_stray() + destroy_vm_strays()

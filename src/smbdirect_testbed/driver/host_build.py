@@ -16,8 +16,6 @@ from pathlib import Path, PurePosixPath
 from smbdirect_testbed import cache, paths, process
 from smbdirect_testbed.buildroot import BuildRoot
 from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.filesync import copy_out, sync
-from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.progress import Progress
 
 _COMPILER = "asn1_compiler"
@@ -51,32 +49,13 @@ class HostBuildRoot(BuildRoot):
         self._source = source
         self._directory = paths.cache() / "local-build"
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        inputs: Mapping[PurePosixPath, Path] | None = None,
-        outputs: Mapping[PurePosixPath, Path] | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        timeout: float = 600,
-    ) -> CommandResult:
-        with cache.disk_full_reported(self._directory):
-            for there, here in (inputs or {}).items():
-                record = self._directory / ".inputs" / cache.digest([str(there)])[:16]
-                sync(here, Path(there), record)
-            result = process.run(
-                [*self._with_scripts(), *argv],
-                env={"LC_ALL": "C", **(env or {})},
-                log=log,
-                timeout=timeout,
-            )
-            for there, here in (outputs or {}).items():
-                copy_out(Path(there), here)
-        return result
+    @property
+    def _records(self) -> PurePosixPath:
+        return PurePosixPath(self._directory) / ".inputs"
 
-    def holds(self, path: PurePosixPath) -> bool:
-        return Path(path).exists()
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        variables = {"LC_ALL": "C", **env}
+        return [*self._with_scripts(), "env", *(f"{k}={v}" for k, v in variables.items()), *argv]
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
@@ -89,7 +68,7 @@ class HostBuildRoot(BuildRoot):
                 yield PurePosixPath(directory)
             finally:
                 cache.remove(directory)
-                cache.remove(self._directory / ".inputs")
+                cache.remove(Path(self._records))
 
     def _with_scripts(self) -> list[str]:
         """What to put before a command so that the headers have their ``asn1_compiler``."""
