@@ -133,6 +133,15 @@ def test_known_mistakes_of_the_kernel(run: Run) -> None:
         import pytest
         WARNING = {WARNING!r}
         known = pytest.mark.kernel_mistake("smbdirect_connection_wait", "it waits")
+        random = pytest.mark.kernel_mistake(*known.args, sometimes=True)
+
+        @random
+        def test_random_made(environment):
+            environment.machine.says(WARNING)
+
+        @random
+        def test_random_not_made():
+            pass
 
         @known
         def test_made(environment):
@@ -155,6 +164,8 @@ def test_known_mistakes_of_the_kernel(run: Run) -> None:
     assert run.main() is ExitStatus.FAILED
     outcomes = {s["id"].rpartition("::")[2]: s["outcome"] for s in run.json()["scenarios"]}
     assert outcomes == {
+        "test_random_made": "knownfail",
+        "test_random_not_made": "passed",
         "test_made": "knownfail",
         "test_not_made": "failed",
         "test_another": "failed",

@@ -194,8 +194,16 @@ def provide(
             )
             for name in {spec.host(server.host).machine for server in smbds}
         }
+        capture: Future[None] | None = None
+
+        def begin_capture(hosts: Mapping[str, Host]) -> None:
+            nonlocal capture
+            if watched:
+                capture = pool.submit(prepare_capture_once, captured_host(hosts))
+            loading.result()
+
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
-            made = made_hosts(spec, places, keep=keep, load_driver=loading.result)
+            made = made_hosts(spec, places, keep=keep, before_rdma=begin_capture)
             hosts = stack.enter_context(made)
         logs = {name: KernelLog(machine) for name, machine in machines.items()}
         environment = Environment(
@@ -205,9 +213,9 @@ def provide(
             host = hosts[server.host]
             starting = _started_smbd(host, samba[host.machine.name], server.transports, progress)
             environment.early_servers[server.kind] = stack.enter_context(Early(starting))
-        if watched:
-            prepare_capture_once(captured_host(hosts))
-        else:
+        if capture:
+            capture.result()
+        if not watched:
             environment.wait_for_servers()
         yield environment
         if keep and not environment.death():

@@ -30,7 +30,7 @@ def made_hosts(
     places: Mapping[str, Place],
     *,
     keep: bool,
-    load_driver: Callable[[], object] = lambda: None,
+    before_rdma: Callable[[Mapping[str, Host]], object] = lambda _: None,
 ) -> Iterator[Mapping[str, Host]]:
     """Make a spec's hosts, links and RDMA links; on exit unmake them, unless ``keep``.
 
@@ -39,7 +39,8 @@ def made_hosts(
 
     :param places: by the machine's name; with fewer than the spec's machines, only what is on
         those is made
-    :param load_driver: what is to be done before there can be RDMA links
+    :param before_rdma: is given the hosts when their links are made, and returns when there can be
+        RDMA links
     :raises ProvisionError: the kernel refused something, with its reason
     """
     pids: dict[str, int] = {}
@@ -74,7 +75,7 @@ def made_hosts(
         for h in spec.hosts
         if h.machine in places
     }
-    load_driver()
+    before_rdma(hosts)
     for name, place in places.items():
         _make_rdma_links([h for h in hosts.values() if spec.host(h.name).machine == name], place)
     yield hosts

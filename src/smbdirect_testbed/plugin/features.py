@@ -12,8 +12,8 @@ MARKERS = (
     "thorough: not part of a run of everything unless that is to be thorough",
     "early: the scenario may run while servers start: they, and what it sees of them, mean nothing "
     "to it",
-    "kernel_mistake(function, reason): the kernel complains about itself in a function, as is "
-    "known; a failure if it does not",
+    "kernel_mistake(function, reason, sometimes=False): the kernel complains about itself in a "
+    "function, as is known; a failure if it does not, unless it does only sometimes",
 )
 
 _KNOWN = {e.value for kind in (ServerKind, RdmaType, Role) for e in kind}
