@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
+from tests.stand_in import StandInMachine
+
 from smbdirect_testbed.errors import ExitStatus, ProvisionError
 from smbdirect_testbed.kernel_log import KernelLog
-from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.plugin import RunPlugin
 from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.progress import Progress
@@ -49,7 +50,7 @@ Kernel panic - not syncing: Fatal exception
 """
 
 
-class FakeMachine(Machine):
+class FakeMachine(StandInMachine):
     """A console file, and commands that scenarios give meaning to.
 
     It panics just after ``last_mark`` was written into its kernel log.
@@ -57,17 +58,9 @@ class FakeMachine(Machine):
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
-        console = directory / "console"
-        console.touch()
-        super().__init__("fake", SharedDirectory(directory, PurePosixPath("/testbed")), console)
-        self.died: str | None = None
+        super().__init__(directory, PurePosixPath("/testbed"))
+        self.console.touch()
         self.last_mark: str | None = None
-
-    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
-        raise NotImplementedError
-
-    def death(self) -> str | None:
-        return self.died
 
     def says(self, text: str) -> None:
         with self.console.open("a") as file:
@@ -78,23 +71,13 @@ class FakeMachine(Machine):
         self.died = "Kernel panic - not syncing: Fatal exception"
         self.raise_if_dead()
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        input: str | bytes | None = None,
-        timeout: float = 60,
-        check: bool = True,
-        namespaces_of: int = 0,
-    ) -> CommandResult:
-        self.raise_if_dead()
+    def does(self, command: Sequence[str], input: str | bytes | None) -> None:
         if "/dev/kmsg" in command:
             assert isinstance(input, bytes)
             self.says(input.decode())
             if self.last_mark and self.last_mark in input.decode():
                 self.says(PANIC)
                 self.died = "Kernel panic - not syncing: Fatal exception"
-        return CommandResult(tuple(command), 0, "", "")
 
 
 class Run:

@@ -13,36 +13,21 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 import pytest
+from tests.stand_in import StandInMachine
 
 from smbdirect_testbed.agent_client import AgentClient, running_agent
 from smbdirect_testbed.errors import CommandFailed, ProvisionError
-from smbdirect_testbed.machine import Machine, SharedDirectory
 from smbdirect_testbed.process import CommandResult
 
 
-class _ThisComputer(Machine):
+class _ThisComputer(StandInMachine):
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
         return list(command)
-
-    def death(self) -> str | None:
-        return None
-
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        input: str | bytes | None = None,
-        timeout: float = 60,
-        check: bool = True,
-        namespaces_of: int = 0,
-    ) -> CommandResult:
-        raise NotImplementedError
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentClient]:
-    shared = SharedDirectory(tmp_path, PurePosixPath(tmp_path))
-    with running_agent(_ThisComputer("m", shared, tmp_path / "console")) as agent:
+    with running_agent(_ThisComputer(tmp_path, PurePosixPath(tmp_path))) as agent:
         yield agent
 
 
@@ -148,6 +133,6 @@ def test_several_at_once(agent: AgentClient) -> None:
 
 
 def test_an_unknown_request(agent: AgentClient) -> None:
-    with pytest.raises(ProvisionError, match="machine m: fly: "):
+    with pytest.raises(ProvisionError, match="machine fake: fly: "):
         agent.call("fly")
     assert _run(agent, "true").ok

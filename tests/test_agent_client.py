@@ -5,44 +5,22 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 import pytest
+from tests.stand_in import StandInMachine
 
 from smbdirect_testbed.agent_client import AgentClient, AgentSocket, running_agent
 from smbdirect_testbed.errors import MachineDied, ProvisionError
-from smbdirect_testbed.machine import Machine, SharedDirectory
-from smbdirect_testbed.process import CommandResult
 
 Answer = Callable[[dict[str, object]], list[dict[str, object]]]
 
 
-class _Machine(Machine):
-    dead: str | None = None
-
-    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
-        raise NotImplementedError
-
-    def death(self) -> str | None:
-        return self.dead
-
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        input: str | bytes | None = None,
-        timeout: float = 60,
-        check: bool = True,
-        namespaces_of: int = 0,
-    ) -> CommandResult:
-        raise NotImplementedError
-
-
 @pytest.fixture
-def machine(tmp_path: Path) -> _Machine:
-    return _Machine("m", SharedDirectory(tmp_path, PurePosixPath(tmp_path)), tmp_path / "console")
+def machine(tmp_path: Path) -> StandInMachine:
+    return StandInMachine(tmp_path, PurePosixPath(tmp_path))
 
 
 @pytest.fixture
@@ -81,7 +59,7 @@ def agent_of(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
 
 
 def test_answers_to_others_are_skipped(
-    machine: _Machine, agent_of: Callable[[Answer], Path]
+    machine: StandInMachine, agent_of: Callable[[Answer], Path]
 ) -> None:
     port = agent_of(lambda r: [{"id": 1, "ok": "stale"}, {"id": r["id"], "ok": r["with"]}])
     machine.agent = AgentClient(machine, AgentSocket.to(port), started=True)
@@ -91,7 +69,7 @@ def test_answers_to_others_are_skipped(
     machine.agent.close()
 
 
-def test_several_threads(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
+def test_several_threads(machine: StandInMachine, agent_of: Callable[[Answer], Path]) -> None:
     results: dict[int, object] = {}
     port = agent_of(lambda r: [{"id": r["id"], "ok": r["with"]}])
     with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
@@ -107,14 +85,14 @@ def test_several_threads(machine: _Machine, agent_of: Callable[[Answer], Path]) 
     assert results == {n: {"number": n} for n in range(20)}
 
 
-def test_errors_and_ends(machine: _Machine, agent_of: Callable[[Answer], Path]) -> None:
+def test_errors_and_ends(machine: StandInMachine, agent_of: Callable[[Answer], Path]) -> None:
     port = agent_of(lambda r: [{"id": r["id"], "error": "no"}] if r["do"] == "fail" else [])
     with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
-        with pytest.raises(ProvisionError, match="machine m: no"):
+        with pytest.raises(ProvisionError, match="machine fake: no"):
             agent.call("fail")
-        with pytest.raises(ProvisionError, match="end: the agent in machine m ended"):
+        with pytest.raises(ProvisionError, match="end: the agent in machine fake ended"):
             agent.call("end")
-        machine.dead = "QEMU has ended"
+        machine.died = "QEMU has ended"
         with pytest.raises(MachineDied, match="QEMU has ended"):
             agent.call("again")
 
@@ -124,7 +102,7 @@ def test_a_port_that_is_not_there(tmp_path: Path) -> None:
         AgentSocket.to(tmp_path / "x")
 
 
-def test_a_serial_port_never_holds_a_long_request(machine: _Machine, tmp_path: Path) -> None:
+def test_a_serial_port_never_holds_a_long_request(machine: StandInMachine, tmp_path: Path) -> None:
     ours, its = socket.socketpair()
     lines = []
 
@@ -152,7 +130,7 @@ def test_a_serial_port_never_holds_a_long_request(machine: _Machine, tmp_path: P
 
 
 def test_closing_is_not_noticed_while_somebody_else_holds_the_connection(
-    machine: _Machine,
+    machine: StandInMachine,
 ) -> None:
     ours, its = socket.socketpair()
     with its, ours.dup():

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
+from tests.stand_in import StandInMachine
 
-from smbdirect_testbed.errors import MachineDied, ProvisionError
+from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.kernel_log import KernelLog, SplatKind, find_splats
-from smbdirect_testbed.machine import Machine, SharedDirectory
-from smbdirect_testbed.process import CommandResult
 
 _LOGS = Path(__file__).parent / "data" / "kernel_log"
 
@@ -133,41 +132,22 @@ def test_carriage_returns_and_caller_ids() -> None:
     assert splat.title == "BUG: kernel NULL pointer dereference, address: 0000000000000018"
 
 
-class _FakeMachine(Machine):
+class _FakeMachine(StandInMachine):
     """Its kernel log is the console file itself."""
 
     def __init__(self, directory: Path) -> None:
-        console = directory / "console.log"
-        console.write_bytes(b"[    0.000000] Linux\r\n")
-        super().__init__("fake", SharedDirectory(directory, PurePosixPath("/testbed")), console)
-        self.dies_of: str | None = None
+        super().__init__(directory, PurePosixPath("/testbed"), "console.log")
+        self.console.write_bytes(b"[    0.000000] Linux\r\n")
         self.deaf = False
 
     def say(self, text: str) -> None:
         with self.console.open("ab") as console:
             console.write(f"[   12.345678] {text}\r\n".encode())
 
-    def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
-        raise NotImplementedError
-
-    def death(self) -> str | None:
-        return self.dies_of
-
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        input: str | bytes | None = None,
-        timeout: float = 60,
-        check: bool = True,
-        namespaces_of: int = 0,
-    ) -> CommandResult:
-        if self.dies_of:
-            raise MachineDied("machine fake died")
+    def does(self, command: Sequence[str], input: str | bytes | None) -> None:
         assert isinstance(input, bytes)
         if not self.deaf:
             self.say(input.decode().strip().removeprefix("<5>"))
-        return CommandResult(tuple(command), 0, "", "")
 
 
 @pytest.fixture
@@ -190,7 +170,7 @@ def test_marks_of_a_machine_that_died(machine: _FakeMachine) -> None:
     log = KernelLog(machine)
     begin = log.mark("test_a")
     machine.say("Kernel panic - not syncing: told to")
-    machine.dies_of = "Kernel panic - not syncing: told to"
+    machine.died = "Kernel panic - not syncing: told to"
     end = log.mark("test_a ends")
     assert [s.kind for s in find_splats(log.between(begin, end))] == [SplatKind.PANIC]
     assert log.between(end, log.mark("next")) == ""
