@@ -117,4 +117,5 @@ def test_interfaces(stream: Program) -> None:
     seen = program.do("interfaces", stream.address, _PORT)
     device = stream.client.end_towards(stream.server).device
     assert seen[device] is True
+    assert seen["lo"] is False
     assert seen["nobody0"] == "ENODEV"

@@ -7,6 +7,7 @@
 #include "sdsock.h"
 
 #include <linux/mm.h>
+#include <linux/overflow.h>
 
 /* What a device's driver keeps for a message to be received, or sent, roughly */
 #define SDSOCK_RECV_COST 256
@@ -34,11 +35,16 @@ void __init sdsock_memory_init(void)
 		sdsock_memory_limits[i] = limit;
 }
 
+/* Core code counts in int: a listener's connections may be more together. */
+#define SDSOCK_MOST ((size_t)1 << 30)
+
 bool sdsock_charge(struct sdsock *ss, size_t size)
 {
 	struct sock *sk = sdsock_sk(ss);
 	bool ok;
 
+	if (size > SDSOCK_MOST)
+		return false;
 	mutex_lock(&ss->memory.lock);
 	/* not SK_MEM_SEND, which may pass the limit */
 	ok = size <= sk->sk_forward_alloc ||
@@ -51,8 +57,13 @@ bool sdsock_charge(struct sdsock *ss, size_t size)
 
 void sdsock_uncharge(struct sdsock *ss, size_t size)
 {
+	size_t part;
+
 	mutex_lock(&ss->memory.lock);
-	sk_mem_uncharge(sdsock_sk(ss), size);
+	for (; size; size -= part) {
+		part = min(size, SDSOCK_MOST);
+		sk_mem_uncharge(sdsock_sk(ss), part);
+	}
 	mutex_unlock(&ss->memory.lock);
 }
 
@@ -155,7 +166,8 @@ bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size
 	more += list_count_nodes(&sc->listen.pending) + list_count_nodes(&sc->listen.ready) +
 		list_count_nodes(&sc->listen.orphaned);
 	spin_unlock_irq(&sc->listen.lock);
-	size = more * sdsock_buffers_size(ss);
+	if (check_mul_overflow(more, sdsock_buffers_size(ss), &size))
+		return false;
 
 	mutex_lock(&ss->memory.children_lock);
 	if (size > ss->memory.children)
