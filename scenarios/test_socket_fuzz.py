@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ _SECONDS = float(os.environ.get("SMBDIRECT_TESTBED_FUZZ_SECONDS", "12"))
 _SEED = os.environ.get("SMBDIRECT_TESTBED_FUZZ_SEED", "")
 _PROGRAM = Path(__file__).with_name("programs") / "socket_fuzz.py"
 _USER = "tester"
-_SYN_RETRIES = "/proc/sys/net/ipv4/tcp_syn_retries"
 _REFERENCES = "/sys/module/smbdirect_socket/refcnt"
 _RELEASE_TIMEOUT = 120.0
 """Seconds in which sockets that nobody has any more must be gone, timeouts on the wire included."""
@@ -37,23 +35,8 @@ def _references(environment: Environment) -> int:
     return int(environment.machine.run(["cat", _REFERENCES]).stdout)
 
 
-@pytest.fixture
-def impatient_tcp(client: Host, server: Host) -> Iterator[None]:
-    """siw's connect waits for TCP's and holds up all others meanwhile: docs/upstream-bugs.md.
-
-    So those to nobody, of which there are many here, give up after 3 s and not after 2 minutes.
-    """
-    machines = {h.machine for h in (client, server) for e in h.ends if e.rdma is RdmaType.SIW}
-    before = {m: m.run(["cat", _SYN_RETRIES]).stdout for m in machines}
-    write = ["tee", _SYN_RETRIES]
-    for machine in before:
-        machine.run(write, input="1")
-    yield
-    for machine, retries in before.items():
-        machine.run(write, input=retries)
-
-
-@pytest.mark.usefixtures("impatient_tcp")
+# One connect of siw's to nobody holds up all others for two minutes: docs/upstream-bugs.md.
+@pytest.mark.needs(RdmaType.RXE)
 @pytest.mark.kernel_mistake(
     "set_work_pool_and_clear_pending",
     "smbdirect.ko initialises work that the receipt of the first message may be queueing",
