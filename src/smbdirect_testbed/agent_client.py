@@ -117,13 +117,14 @@ class AgentClient:
         watch()
         return self._ready.answer is not None
 
-    def call(self, do: str, **arguments: Any) -> Any:
+    def call(self, do: str, *, timeout: float = _TIMEOUT, **arguments: Any) -> Any:
         """Have the agent do something and return its answer.
 
+        :param timeout: seconds that it may take
         :raises ProvisionError: the agent failed, with its reason
         :raises MachineDied: the machine stopped running
         """
-        return self._call(do, arguments, _TIMEOUT)
+        return self._call(do, arguments, timeout)
 
     def run(
         self,

@@ -11,6 +11,7 @@ from smbdirect_testbed.host import Host, HostEnd
 from smbdirect_testbed.machine import Machine
 from smbdirect_testbed.spec import EnvironmentSpec, LinkSpec, RdmaType, Stack
 
+_UNMAKE_TIMEOUT = 90.0
 _GIDS = {RdmaType.RXE: 3, RdmaType.SIW: 1}
 """GID table entries of an interface with one IPv4, one IPv6 and one link-local address; iWARP has
 one for the interface."""
@@ -81,7 +82,8 @@ def made_hosts(
     yield hosts
     for place in places.values():
         if not keep and not place.machine.death():
-            place.agent.call("unmake")
+            # An emulated machine takes seconds for one when there are dozens.
+            place.agent.call("unmake", timeout=_UNMAKE_TIMEOUT + 5 * len(hosts))
 
 
 def _make_rdma_links(hosts: Iterable[Host], place: Place) -> None:

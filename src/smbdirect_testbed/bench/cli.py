@@ -10,6 +10,7 @@ from rich.console import Console
 from smbdirect_testbed import housekeeping, paths
 from smbdirect_testbed.bench import report as bench_report
 from smbdirect_testbed.bench import rows as bench_rows
+from smbdirect_testbed.errors import ProvisionError, TestbedError
 from smbdirect_testbed.progress import Progress
 
 
@@ -32,12 +33,25 @@ def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
     housekeeping.remove_orphans(progress)
     settings = bench_rows.Settings(times, carriers or bench_rows.carriers_here(), progress)
     figures = []
-    for measure in bench_rows.chosen(rows).values():
-        for figure in measure(settings):
-            progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
-            figures.append(figure)
+    failed: dict[str, TestbedError] = {}
+    for row, measure in bench_rows.chosen(rows).items():
+        # What was measured before takes long to measure again.
+        try:
+            for figure in measure(settings):
+                progress.say(f"{figure.what}: {figure.median:.2f} {figure.unit}")
+                figures.append(figure)
+        except TestbedError as e:
+            progress.say(f"{row}: could not be measured: {e.message}")
+            failed[row] = e
     Console(highlight=False).print(bench_report.table(figures))
     directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
     click.echo(f"all figures: {bench_report.write(figures, directory)}")
     if file := bench_report.plot(figures, directory):
         click.echo(f"how set-up grows with hosts: {file}")
+    if failed:
+        error = next(iter(failed.values()))
+        raise ProvisionError(
+            f"not measured: {', '.join(failed)}: {error.message}",
+            hint=error.hint,
+            detail=error.detail,
+        )
