@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from smbdirect_testbed import cache, paths
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.wait import wait_until
 
@@ -156,3 +156,15 @@ def test_a_cache_that_cannot_be_made_is_one_line(
     monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path / "file"))
     with pytest.raises(ProvisionError, match="cannot make directory"):
         cache.provide("things", "one", fill, Progress(quiet=True))
+
+
+def test_a_program_that_met_a_full_disk(tmp_path: Path) -> None:
+    full = CommandFailed(["ssh-keygen"], 1, "Saving key failed: No space left on device\n")
+    with (
+        pytest.raises(ProvisionError, match=f"^no space left on the disk of {tmp_path}$"),
+        cache.disk_full_reported(tmp_path),
+    ):
+        raise full
+    other = CommandFailed(["ssh-keygen"], 1, "no such option\n")
+    with pytest.raises(CommandFailed, match="ssh-keygen"), cache.disk_full_reported(tmp_path):
+        raise other

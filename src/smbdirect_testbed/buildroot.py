@@ -80,8 +80,6 @@ class BuildRoot(ABC):
             try:
                 result = process.run(self._inside(argv, env or {}), log=log, timeout=timeout)
             except CommandFailed as e:
-                if "No space left on device" in e.output:
-                    raise cache.disk_full(records.parent) from e
                 raise CommandFailed(argv, e.status, e.output, log=log) from e
             for there, here in (outputs or {}).items():
                 copy_out(self._path(there), here)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smbdirect_testbed import paths
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.progress import Progress
 
 _GIB = 1 << 30
@@ -114,9 +115,13 @@ def require_space(directory: Path, gib: float, what: str) -> None:
 
 @contextmanager
 def disk_full_reported(directory: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one line."""
+    """Turn the errors of a full disk into one line, those of programs as well."""
     try:
         yield
+    except CommandFailed as e:
+        if os.strerror(errno.ENOSPC) not in e.output:
+            raise
+        raise disk_full(directory) from e
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

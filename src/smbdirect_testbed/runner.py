@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smbdirect_testbed import kvm, paths, uml_kernel
+from smbdirect_testbed import cache, kvm, paths, uml_kernel
 from smbdirect_testbed.driver import sources
 from smbdirect_testbed.driver.toolchain import SOURCE_PARTS
 from smbdirect_testbed.early import Early
@@ -127,7 +127,8 @@ def run_scenarios(
                 thorough=thorough or chosen,
                 share=share,
             )
-            return plugin.main(scenarios, expression, plugins), plugin.results
+            with cache.disk_full_reported(below):
+                return plugin.main(scenarios, expression, plugins), plugin.results
 
     def part(share: Share, below: Path) -> RunResults:
         return run(f"{run_id}-{share.number + 1}", below, share)[1]
