@@ -10,6 +10,7 @@ from smbdirect_testbed.driver.manifest import LIBRARY
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
+from smbdirect_testbed.spec import RdmaType
 
 pytestmark = pytest.mark.thorough
 
@@ -20,6 +21,8 @@ def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
     end = client.end_towards(server)
     library = driver.directory / LIBRARY
     result = Program(_PROGRAM, client, server).do(library, end.ipv4.ip, end.device)
+    # siw checks nothing when it is read from: docs/upstream-bugs.md.
+    after = "accepted" if end.rdma is RdmaType.SIW else "EIO"
     assert result == {
         "refused": "EINVAL",
         "inherited": 100,
@@ -34,7 +37,7 @@ def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
         "too small": "ENOBUFS",
         "sent": 8,
         "message": "\0\0\0\4done",
-        "invalidated": "EIO",
+        "invalidated": after,
         "capable": 1,
         "no interface": "ENODEV",
         "long name": "ENODEV",

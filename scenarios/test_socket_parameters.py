@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
 
@@ -128,10 +129,12 @@ def test_negotiation_timeout(program: Program) -> None:
     assert 0.6 < result["seconds"] < 5
 
 
-def test_keepalive(program: Program, scenario_log: Path) -> None:
+def test_keepalive(program: Program, scenario_log: Path, environment: Environment) -> None:
     """Of one second, and one more for an answer, when the link loses all packets."""
-    end = program.client.end_towards(program.server)
-    loss = ["dev", end.device, "root", "netem", "loss", "100%"]
+    root = ["dev", program.client.end_towards(program.server).device, "root"]
+    names = {program.client.name, program.server.name}
+    (link,) = (k for k in environment.spec.links if {e.host for e in k.ends} == names)
+    usual = ["netem", "delay", f"{link.delay}ms", "loss", f"{link.loss}%", "limit", "100000"]
     log = scenario_log / "silence.log"
     argv = program.argv(program.client, "silence", program.address, _PORT)
     with log.open("wb") as out:
@@ -142,11 +145,13 @@ def test_keepalive(program: Program, scenario_log: Path) -> None:
             deadline = time.monotonic() + 30
             while b"connected" not in log.read_bytes() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            program.client.run(["tc", "qdisc", "add", *loss])
+            program.client.run(["tc", "qdisc", "replace", *root, "netem", "loss", "100%"])
             try:
                 waiting.communicate(b"\n", timeout=30)
             finally:
-                program.client.run(["tc", "qdisc", "del", *loss[:3]])
+                # Without delay and loss there was none.
+                back = ["replace", *root, *usual] if link.delay or link.loss else ["del", *root]
+                program.client.run(["tc", "qdisc", *back])
         finally:
             waiting.kill()
             waiting.wait()

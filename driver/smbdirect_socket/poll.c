@@ -69,6 +69,8 @@ static int sdsock_netif_capable(struct net *net, struct smbdirect_netif __user *
 	if (dev)
 		netif.node_type = smbdirect_netdev_rdma_capable_node_type(dev);
 	rtnl_unlock();
+	if (netif.node_type == RDMA_NODE_UNSPECIFIED)	/* which is not 0 */
+		netif.node_type = 0;
 	if (!dev)
 		return -ENODEV;
 	return copy_to_user(arg, &netif, sizeof(netif)) ? -EFAULT : 0;
