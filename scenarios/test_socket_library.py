@@ -39,6 +39,7 @@ def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
         "message": "\0\0\0\4done",
         "invalidated": after,
         "capable": 1,
+        "incapable": 0,
         "no interface": "ENODEV",
         "long name": "ENODEV",
     }

@@ -127,6 +127,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     results["invalidated"] = end
 
     results["capable"] = library("netif_rdma_capable", options.interface.encode())
+    results["incapable"] = library("netif_rdma_capable", b"lo")
     results["no interface"] = library.refused("netif_rdma_capable", b"nobody0")
     results["long name"] = library.refused("netif_rdma_capable", b"x" * 100)
     return results
