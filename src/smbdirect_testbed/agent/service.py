@@ -38,8 +38,8 @@ class Agent:
         self._writing = _thread.allocate_lock()
         # All by one thread, one after the other.
         self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
-        self._hosts: Hosts | None = None
-        self._template: Template | None = None
+        self._hosts = Hosts(self._places)
+        self._template = Template()
         _thread.start_new_thread(self._work, ())
 
     def serve(self) -> None:
@@ -112,29 +112,18 @@ class Agent:
         if do in _MAKING:
             key = json.dumps([do, arguments])
             if key not in self._made:
-                result = getattr(self._the_hosts(), do)(**arguments)
+                result = getattr(self._hosts, do)(**arguments)
                 if do == "unmake":
                     self._made.clear()
                     return result
                 self._made[key] = result
             return self._made[key]
-        hosts = self._the_hosts()
-        holders = [pid for pid in hosts.holders.values() if pid]
+        holders = [pid for pid in self._hosts.holders.values() if pid]
         if do == "freeze":
-            return self._the_template().freeze(holders)
+            return self._template.freeze(holders)
         if do == "thaw":
-            return self._the_template().thaw(holders, self._places, **arguments)
+            return self._template.thaw(holders, self._places, **arguments)
         raise ValueError("there is no such request")
-
-    def _the_hosts(self) -> Hosts:
-        if self._hosts is None:
-            self._hosts = Hosts(self._places)
-        return self._hosts
-
-    def _the_template(self) -> Template:
-        if self._template is None:
-            self._template = Template()
-        return self._template
 
     def _say(self, number: int, **answer: Any) -> None:
         data = json.dumps({"id": number, **answer}).encode() + b"\n"
