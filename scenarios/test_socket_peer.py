@@ -16,7 +16,7 @@ from smbdirect_testbed.environment import Environment
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.program import Program
-from smbdirect_testbed.smb.ksmbd import running_ksmbd
+from smbdirect_testbed.smb.ksmbd import RDMA_PORTS, running_ksmbd
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.transports import PORTS
 from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
@@ -37,12 +37,6 @@ _RELEASE_TIMEOUT = 60.0
 _LOST = {"ECONNRESET", "ECONNREFUSED", "ECONNABORTED"}
 
 Results = dict[str, dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def roce(client: Host, server: Host) -> None:
-    if client.end_towards(server).rdma is not RdmaType.RXE:
-        pytest.skip("the hostile side connects its queue pair by hand, as InfiniBand does")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +95,15 @@ def _checked(program: Program, results: Results, before: int) -> Results:
         hosts = {program.client.name: program.client, program.server.name: program.server}
         left = [f"{n}:\n{h.run(['cat', _LIST]).stdout}" for n, h in hosts.items()]
         raise ProvisionError(e.message, detail="\n".join(left)) from e
+    if _iwarp(program):
+        # It has neither atomic operations nor immediate data.
+        ends = {case: result.get("server", result)["end"] for case, result in results.items()}
+        return {case: result for case, result in results.items() if ends[case] != "impossible"}
     return results
+
+
+def _iwarp(program: Program) -> bool:
+    return program.client.end_towards(program.server).rdma is RdmaType.SIW
 
 
 def _ended(results: Results, least: float = 0, most: float = _PROMPT) -> None:
@@ -160,8 +162,9 @@ def test_silence(hostile_client: Program) -> None:
 def test_dead_keys(hostile_client: Program) -> None:
     results = _attack(hostile_client, "keys")
     for case, result in results.items():
-        # The target of an invalidation answers the message first, and looks then.
-        if case != "invalidation":
+        # The target of an invalidation answers the message first, and looks then; and a write of
+        # iWARP's is done once TCP has it.
+        if case != "invalidation" and not (case == "write" and _iwarp(hostile_client)):
             assert result["done"] != "ok", case
     _ended(results)
 
@@ -172,6 +175,8 @@ def test_dead_keys(hostile_client: Program) -> None:
 )
 def test_write_with_immediate(hostile_client: Program) -> None:
     """Without a key, for it writes nothing. The connection ends as it should."""
+    if _iwarp(hostile_client):
+        pytest.skip("iWARP has no immediate data")
     machine = hostile_client.server.machine
     again = "mount -t debugfs none /sys/kernel/debug; echo 1 > /sys/kernel/debug/clear_warn_once"
     machine.run(["sh", "-c", again], check=False)  # it warns once
@@ -187,7 +192,9 @@ def test_deaths(hostile_client: Program) -> None:
 
 def test_server_does_not_connect(hostile_server: Program) -> None:
     results = _meet(hostile_server, "connecting")
-    assert results.pop("refuses")["connect"] == "ECONNREFUSED"
+    # siw says the same of a server that refuses as of one that goes away.
+    refused = _LOST if _iwarp(hostile_server) else {"ECONNREFUSED"}
+    assert results.pop("refuses")["connect"] in refused
     assert results.pop("has no buffer")["connect"] in _LOST | {"ETIMEDOUT"}
     for case, result in results.items():
         assert result["connect"] == "ETIMEDOUT", case
@@ -213,10 +220,14 @@ def test_odd_answers(hostile_server: Program) -> None:
 
 
 def test_servers_bad_messages(hostile_server: Program) -> None:
+    # A reader may have had the beginning of a frame, and is told by what it does next.
+    told = {"ECONNRESET", "EPROTO", "EPIPE"}
+    if _iwarp(hostile_server):
+        # For smbdirect.ko a wrong message and an orderly end are the same: docs/upstream-bugs.md.
+        told.add("end of stream")
     for case, result in _meet(hostile_server, "messages").items():
         assert result["connect"] == "ok", case
-        # A reader may have had the beginning of a frame, and is told by what it does next.
-        assert result["then"] in ("ECONNRESET", "EPROTO", "EPIPE"), f"{case}: {result}"
+        assert result["then"] in told, f"{case}: {result}"
         assert result["server"]["end"] == "DISCONNECTED", f"{case}: {result}"
         assert result["client seconds"] <= _PROMPT, case
 
@@ -235,8 +246,10 @@ def test_server_is_silent(hostile_server: Program) -> None:
 
 
 def test_servers_dead_keys(hostile_server: Program) -> None:
+    # On iWARP as in test_servers_bad_messages.
+    told = {"ECONNRESET", "end of stream"} if _iwarp(hostile_server) else {"ECONNRESET"}
     for case, result in _meet(hostile_server, "keys").items():
-        assert result["then"] == "ECONNRESET", f"{case}: {result}"
+        assert result["then"] in told, f"{case}: {result}"
 
 
 def test_server_dies(hostile_server: Program) -> None:
@@ -260,13 +273,15 @@ def test_ksmbd(environment: Environment, client: Host) -> None:
     (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
     host = environment.hosts[spec.host]
     with running_ksmbd(host, environment.driver, spec.transports):
-        _smb(Program(_PROGRAMS / "hostile_client.py", client, host), PORTS[Transport.TCP])
+        program = Program(_PROGRAMS / "hostile_client.py", client, host)
+        _smb(program, RDMA_PORTS[RdmaType.SIW if _iwarp(program) else RdmaType.RXE])
 
 
 def _smb(program: Program, port: int) -> None:
     """Everything that is the same for all servers; each is followed by an SMB2 negotiation."""
     results: Results = program.do("attack_smb", program.address, port, timeout=400)
     assert len(results) > 50
+    ends = {"DISCONNECTED"} | ({"impossible"} if _iwarp(program) else set())
     for case, result in results.items():
         assert "end" in result, f"{case}: {result}"
         assert result["good"] == "SMB2", f"after {case}: {result}"
@@ -274,4 +289,4 @@ def _smb(program: Program, port: int) -> None:
         if group == "versions":
             assert result["answer"] == "refused", f"{case}: {result}"
         if group != "deaths":
-            assert result["end"] == "DISCONNECTED", f"{case}: {result}"
+            assert result["end"] in ends, f"{case}: {result}"

@@ -152,6 +152,10 @@ def test_known_mistakes_of_the_kernel(run: Run) -> None:
             pass
 
         @known
+        def test_not_tried():
+            pytest.skip("not here")
+
+        @known
         def test_another(environment):
             environment.machine.says(WARNING.replace("connection_wait", "other"))
 
@@ -168,6 +172,7 @@ def test_known_mistakes_of_the_kernel(run: Run) -> None:
         "test_random_not_made": "passed",
         "test_made": "knownfail",
         "test_not_made": "failed",
+        "test_not_tried": "skipped",
         "test_another": "failed",
         "test_wrong_besides": "failed",
     }

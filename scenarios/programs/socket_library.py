@@ -13,11 +13,13 @@ import os
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import Any
 
 _PARAMETERS = struct.Struct("=14I")
 _DESCRIPTOR = struct.Struct("<QII")
 _SIZE = 100000
+_PATIENCE = 5.0
 
 
 class Iovec(ctypes.Structure):
@@ -123,8 +125,16 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     results["sent"] = sent
     results["message"] = client.recv(8, socket.MSG_WAITALL).decode()
     # The message has ended the registration: the server must not reach it any more.
-    end = library.refused("rdma_v1_writev", server.fileno(), descriptor, 1, pieces, 3)
-    results["invalidated"] = end
+    other.raw = os.urandom(_SIZE)
+    before = memory.raw
+    results["invalidated"] = library.refused(
+        "rdma_v1_writev", server.fileno(), descriptor, 1, pieces, 3
+    )
+    client.settimeout(_PATIENCE)
+    with suppress(ConnectionError):
+        # Neither the server's message nor silence: the connection is at its end.
+        results["after"] = client.recv(8).decode()
+    results["untouched"] = memory.raw == before
 
     results["capable"] = library("netif_rdma_capable", options.interface.encode())
     results["incapable"] = library("netif_rdma_capable", b"lo")

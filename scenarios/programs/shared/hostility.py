@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import frames
-from raw_smbd import Ended, Peer
+from raw_smbd import Ended, Impossible, Peer
 
 if TYPE_CHECKING:
     from smbdirect_testbed import socket as smbdirect
@@ -51,6 +51,8 @@ def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             result = work()
         except Ended as e:
             result = {"end": str(e)}
+        except Impossible:
+            result = {"end": "impossible"}
         except BaseException:
             result = {"trouble": traceback.format_exc(limit=-3)}
         os.write(writer, json.dumps(result).encode())

@@ -7,9 +7,11 @@ every request to the device is possible, and every step of connecting can be lef
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import struct
 import time
+from pathlib import Path
 from types import FrameType
 
 from pyverbs.cmid import CMID, AddrInfo, CMEvent, CMEventChannel, ConnParam
@@ -48,10 +50,16 @@ _BUFFERS = 64
 _PAUSE = 0.0002
 """Seconds between two looks at what the device has done."""
 _SENDING = 1 << 17
+_LONG = 0.05
+"""Seconds after which whoever waits for the device looks whether the connection is still there."""
 
 
 _kept: list[Peer] = []
 """Until the process ends: pyverbs would close their parts in the wrong order."""
+
+
+class Impossible(Exception):
+    """The device does not do that."""
 
 
 class Ended(Exception):
@@ -154,10 +162,10 @@ class Peer:
         """
         self.resolve(address, port)
         self.ask()
-        self._expect("CONNECT_RESPONSE", "ESTABLISHED")
+        answer = self._expect("CONNECT_RESPONSE", "ESTABLISHED")
         self._to(IBV_QPS_RTR)
         self._to(IBV_QPS_RTS)
-        if establish:
+        if establish and answer == "CONNECT_RESPONSE":
             self._id.establish()
 
     def ask(self) -> None:
@@ -214,7 +222,8 @@ class Peer:
         """Send a message, or whatever the opcode says; how the device completed it.
 
         :param key: the other side's memory, or immediate data
-        :param wait: until that is known; else the result is empty
+        :param wait: until that is known, or the connection has ended; else the result is empty
+        :raises Impossible: nobody's device can do it here
         """
         at = self._slots * _ROOM
         self._memory.write(message, len(message), at)
@@ -225,11 +234,18 @@ class Peer:
         elif opcode != IBV_WR_SEND:
             work.set_wr_rdma(key, remote)
         before = len(self._sent)
-        self._qp.post_send(work)
-        deadline = time.monotonic() + _STEP
-        while wait and len(self._sent) == before and time.monotonic() < deadline:
+        try:
+            self._qp.post_send(work)
+        except PyverbsRDMAError as e:
+            if opcode == IBV_WR_SEND or abs(e.error_code) not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            raise Impossible from e
+        begun = time.monotonic()
+        while wait and len(self._sent) == before and time.monotonic() < begun + _STEP:
             self._poll()
             time.sleep(_PAUSE)
+            if time.monotonic() > begun + _LONG and self.ended(_PAUSE):
+                break
         return self._sent[-1] if len(self._sent) > before else ""
 
     def receive(self, seconds: float) -> bytes:
@@ -294,10 +310,17 @@ class Peer:
             self._post(slot)
 
     def _to(self, state: int) -> None:
+        """Bring the queue pair into a state; on iWARP the kernel does all but the first step."""
+        if state != IBV_QPS_INIT and self._is_iwarp():
+            return
         attributes, mask = self._id.init_qp_attr(state)
         if state == IBV_QPS_RTS:
             attributes.rnr_retry = self._retries
         self._qp.modify(attributes, mask)
+
+    def _is_iwarp(self) -> bool:
+        kind = Path(f"/sys/class/infiniband/{self._id.context.name}/node_type").read_text()
+        return "RNIC" in kind
 
     def _post(self, slot: int) -> None:
         sge = [SGE(self._memory.buf + slot * _ROOM, _ROOM, self._memory.lkey)]
@@ -314,13 +337,14 @@ class Peer:
             elif not done.wr_id:
                 self._sent.append("ok" if good else f"status {done.status}")
 
-    def _expect(self, *wanted: str) -> None:
+    def _expect(self, *wanted: str) -> str:
         event = self._wait(_STEP)
         title = "silence" if event is None else _title(event)
         if event is not None:
             event.ack_cm_event()
         if title not in wanted:
             raise Ended(title)
+        return title
 
     def _wait(self, seconds: float) -> CMEvent | None:
         """The connection manager's next event, unless none comes."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from smbdirect_testbed.agent import kernel
+from smbdirect_testbed.agent import kernel, nldev
 from smbdirect_testbed.agent.commands import call
 from smbdirect_testbed.agent.places import Places
 
@@ -114,9 +114,9 @@ class Hosts:
         the interface's addresses make).
         """
         for link in links:
-            add = ["rdma", "link", "add", link["name"], "type", link["kind"]]
-            self._run(link["host"], *add, "netdev", link["device"])
-            self.rdma_links.append((link["host"], link["name"]))
+            host, name = link["host"], link["name"]
+            self._in_stack(host, partial(nldev.add_link, name, link["kind"], link["device"]))
+            self.rdma_links.append((host, name))
         for link in links:
             name, port = link["name"], f"{_RDMA}/{link['name']}/ports/1"
             kernel.wait(partial(_active, port), f"RDMA link {name} to be active")
@@ -131,7 +131,7 @@ class Hosts:
         """
         while self.rdma_links:
             host, name = self.rdma_links.pop()
-            self._run(host, "rdma", "link", "del", name)
+            self._in_stack(host, partial(nldev.remove_link, name))
             kernel.wait(partial(_gone, f"{_RDMA}/{name}"), f"RDMA link {name} to go")
         while self.interfaces:
             host, device = self.interfaces.pop()

@@ -23,7 +23,7 @@ def expect(
         return splats, ""
     function, reason = marker.args
     others = [s for s in splats if not any(function in line for line in (s.title, *s.trace))]
-    if report.failed or others:
+    if not report.passed or others:
         return others, ""
     if not splats:
         if marker.kwargs.get("sometimes"):

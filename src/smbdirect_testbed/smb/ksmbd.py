@@ -22,7 +22,7 @@ _STOP_TIMEOUT = 20
 """Seconds."""
 
 _TCP_PORT = 445
-_RDMA_PORTS = {RdmaType.RXE: 445, RdmaType.SIW: 5445}
+RDMA_PORTS = {RdmaType.RXE: 445, RdmaType.SIW: 5445}
 """InfiniBand and RoCE have RDMA ports of their own; iWARP's are TCP's, so it has SMB-Direct's."""
 
 # The kernel has one ksmbd, which opens its listeners when mountd tells it to. The lock file of the
@@ -83,7 +83,7 @@ class Ksmbd(SmbServer):
             share=self.share,
             share_directory=self.share_directory,
         )
-        rdma = _RDMA_PORTS[end.rdma] if end.rdma and Transport.SMBDIRECT in self.transports else ""
+        rdma = RDMA_PORTS[end.rdma] if end.rdma and Transport.SMBDIRECT in self.transports else ""
         mountd = [
             f"{_TOOLS}/ksmbd.mountd",
             "--nodetach",
