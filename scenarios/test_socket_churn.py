@@ -19,7 +19,7 @@ from smbdirect_testbed.host import Host
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import ServerKind
+from smbdirect_testbed.spec import RdmaType, ServerKind
 
 pytestmark = pytest.mark.thorough
 
@@ -30,17 +30,28 @@ _MODULE_CYCLES = 100 if _SLOW else 8
 _PROGRAM = Path(__file__).with_name("programs") / "socket_churn.py"
 _MODULE = "smbdirect_socket"
 
+_FORGETFUL = pytest.mark.kernel_mistake(
+    "smbdirect_connection_destroy_mem_pools",
+    "siw forgets what is left in the send queue of a connection that was broken off",
+    sometimes=True,
+)
+
 Churn = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def churn(client: Host, server: Host, scenario_log: Path) -> Churn:
-    """Runs the program; what it found, kept with the scenario's results."""
-    if client.machine is not server.machine:
-        pytest.skip("it watches the kernel memory of one machine with both hosts on it")
+def churn(
+    client: Host, server: Host, scenario_log: Path, request: pytest.FixtureRequest
+) -> Churn:
+    """Runs the program; what it found, kept with the scenario's results.
+
+    It watches the memory of one kernel: with hosts in machines of their own, one has both ends.
+    """
+    if client.end_towards(server).rdma is RdmaType.SIW:
+        request.applymarker(_FORGETFUL)
     program = Program(_PROGRAM, client, server)
-    address = str(server.end_towards(client).ipv4.ip)
-    hosts = ["--server", server.pid, "--client", client.pid, "--address", address]
+    near = client if client.machine is server.machine else server
+    hosts = ["--server", server.pid, "--client", near.pid, "--address", program.address]
 
     def run(action: str, count: int, *options: str, timeout: float) -> dict[str, Any]:
         seed = secrets.token_hex(4)

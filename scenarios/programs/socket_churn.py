@@ -31,6 +31,8 @@ IPPROTO_SMBDIRECT = 257
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _MODULE = "smbdirect_socket"
+_ACCEPTING = 3
+"""References to the module by a listener, its protocol, and the socket that accept() will return."""
 _PORT = 5480
 _LENGTH = struct.Struct(">I")
 _BLOCKS = 4
@@ -231,8 +233,8 @@ def cycles(options: argparse.Namespace) -> dict[str, Any]:
     """Connections, one after the other; memory after each block of them."""
     before = references()
     server = child(options.server, lambda: serve(listener(options.address, _PORT)))
-    wait_for(lambda: references() > before, "the server")
-    listening = references()
+    listening = before + _ACCEPTING
+    wait_for(lambda: references() == listening, "the server")
     each = max(1, options.count // _BLOCKS)
     random_ = random.Random(options.seed)
     blocks = [memory()]
