@@ -40,9 +40,7 @@ Churn = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def churn(
-    client: Host, server: Host, scenario_log: Path, request: pytest.FixtureRequest
-) -> Churn:
+def churn(client: Host, server: Host, scenario_log: Path, request: pytest.FixtureRequest) -> Churn:
     """Runs the program; what it found, kept with the scenario's results.
 
     It watches the memory of one kernel: with hosts in machines of their own, one has both ends.
