@@ -32,7 +32,7 @@ _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _MODULE = "smbdirect_socket"
 _ACCEPTING = 3
-"""References to the module by a listener, its protocol, and the socket that accept() will return."""
+"""References to the module: a listener, its protocol, and the socket that accept() will return."""
 _PORT = 5480
 _LENGTH = struct.Struct(">I")
 _BLOCKS = 4
