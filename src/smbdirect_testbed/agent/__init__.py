@@ -1,8 +1,10 @@
 """Runs in a machine: makes its hosts, links and RDMA links, and runs commands in them.
 
 This package is packed into one file, copied into the machine and started as a program there; so it
-imports nothing else of ours, and little of Python's: starting takes a tenth of a second in User
-Mode Linux, and seconds in an emulated machine. It answers requests, one JSON object a line, on
+imports nothing else of ours, and as little of Python's as it can: every machine waits for that, and
+each millisecond of it is four in User Mode Linux, and more in an emulated machine. What only types
+need is not imported, and of what is written in C and in Python, the former (``_queue``,
+``_socket``). It answers requests, one JSON object a line, on
 standard input and output, or on the serial port that its argument names::
 
     {"id": 1, "do": "make_hosts", "with": {"names": [...]}}

@@ -10,12 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from smbdirect_testbed.agent.places import Places
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from smbdirect_testbed.agent.places import Places
+
+    Answer = Callable[[int, dict[str, Any]], None]
+    """Takes a request's number and the answer to it."""
 
 _TAG = "SMBDIRECT_TESTBED_COMMAND"
 _LARGE = 16 << 10
@@ -32,11 +37,7 @@ _ENVIRONMENT = {
     "USER": "root",
 }
 
-Answer = Callable[[int, dict[str, Any]], None]
-"""Takes a request's number and the answer to it."""
 
-
-@dataclass
 class _Running:
     """A command that runs.
 
@@ -44,13 +45,16 @@ class _Running:
     :param deadline: monotonic time
     """
 
-    number: int
-    pid: int
-    out: int
-    err: int
-    deadline: float
-    outputs: str
-    expired: bool = False
+    def __init__(
+        self, number: int, pid: int, out: int, err: int, deadline: float, outputs: str
+    ) -> None:
+        self.number = number
+        self.pid = pid
+        self.out = out
+        self.err = err
+        self.deadline = deadline
+        self.outputs = outputs
+        self.expired = False
 
 
 class Commands:

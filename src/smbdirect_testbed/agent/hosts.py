@@ -10,18 +10,22 @@ of them take to be made.
 
 from __future__ import annotations
 
+import _socket as socket
 import os
 import signal
-import socket
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
 
 from smbdirect_testbed.agent import kernel, nldev
 from smbdirect_testbed.agent.commands import call
-from smbdirect_testbed.agent.places import Places
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from smbdirect_testbed.agent.places import Places
+
+    T = TypeVar("T")
 
 _SO_TIMESTAMP = 29
 _INTERFACES = "/sys/class/net"

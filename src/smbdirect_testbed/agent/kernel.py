@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import ctypes
 import errno
 import fcntl
 import os
-import socket
 import struct
 import time
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
@@ -89,11 +92,14 @@ def load_module(path: str) -> None:
 
 def interface_up(name: str) -> None:
     """Switch an interface on; netdevice(7)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
         request = struct.pack("16sH22x", name.encode(), 0)
         (flags,) = struct.unpack_from("16xH", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
         request = struct.pack("16sH22x", name.encode(), flags | _IFF_UP)
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
+    finally:
+        any_socket.close()
 
 
 def reseed(entropy: bytes) -> None:

@@ -5,8 +5,8 @@ Requests and attributes are those of include/uapi/rdma/rdma_netlink.h and linux/
 
 from __future__ import annotations
 
+import _socket as socket
 import os
-import socket
 import struct
 
 _NETLINK_RDMA = 20
@@ -46,20 +46,27 @@ def _ask(command: int, flags: int, attributes: bytes) -> list[dict[int, bytes]]:
     """Ask the kernel; return the attributes of each thing that it answers with."""
     length = struct.calcsize(_HEADER) + len(attributes)
     header = struct.pack(_HEADER, length, _NLDEV << 10 | command, _REQUEST | flags, 0, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_RDMA) as s:
-        s.sendto(header + attributes, (0, 0))
-        found: list[dict[int, bytes]] = []
-        while True:
-            data = s.recv(_LARGEST)
-            while data:
-                length, kind = struct.unpack_from("=IH", data)
-                body, data = data[struct.calcsize(_HEADER) : length], data[_aligned(length) :]
-                if kind in (_ERROR, _DONE):
-                    (status,) = struct.unpack_from("=i", body)
-                    if status:
-                        raise OSError(-status, os.strerror(-status))
-                    return found
-                found.append(_parsed(body))
+    asked = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_RDMA)
+    try:
+        asked.sendto(header + attributes, (0, 0))
+        return _answers(asked)
+    finally:
+        asked.close()
+
+
+def _answers(asked: socket.socket) -> list[dict[int, bytes]]:
+    found: list[dict[int, bytes]] = []
+    while True:
+        data = asked.recv(_LARGEST)
+        while data:
+            length, kind = struct.unpack_from("=IH", data)
+            body, data = data[struct.calcsize(_HEADER) : length], data[_aligned(length) :]
+            if kind in (_ERROR, _DONE):
+                (status,) = struct.unpack_from("=i", body)
+                if status:
+                    raise OSError(-status, os.strerror(-status))
+                return found
+            found.append(_parsed(body))
 
 
 def _attribute(number: int, value: bytes) -> bytes:

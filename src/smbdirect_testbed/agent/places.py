@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from _queue import SimpleQueue
 
 from smbdirect_testbed.agent import kernel
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+    _Work = tuple[Callable[[], Any], SimpleQueue[tuple[Any, Exception | None]]]
 
 _NAMESPACES = (
     ("net", kernel.CLONE_NEWNET),
     ("uts", kernel.CLONE_NEWUTS),
     ("mnt", kernel.CLONE_NEWNS),
 )
-
-_Work = tuple[Callable[[], Any], "SimpleQueue[tuple[Any, Exception | None]]"]
 
 
 class Places:

@@ -9,16 +9,19 @@ import select
 import sys
 import termios
 import tty
-from collections.abc import Callable
+from _queue import SimpleQueue
 from functools import partial
-from queue import SimpleQueue
-from typing import Any
 
 from smbdirect_testbed.agent import kernel, modules
 from smbdirect_testbed.agent.commands import PATH, Commands
 from smbdirect_testbed.agent.hosts import Hosts
 from smbdirect_testbed.agent.places import Places
 from smbdirect_testbed.agent.template import Template
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _MAKING = {"make_hosts", "make_link", "place_wire", "make_rdma_links", "unmake"}
 _HOME = "/root"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
 from functools import partial
 
 from smbdirect_testbed.agent import kernel
 from smbdirect_testbed.agent.commands import call
-from smbdirect_testbed.agent.places import Places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smbdirect_testbed.agent.places import Places
 
 _MOUNTS = (
     ("testbed", "/testbed", "9p", 0, "trans=virtio,version=9p2000.L,msize=512000,cache=none"),
