@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from smbdirect_testbed import paths
 from smbdirect_testbed.errors import CommandFailed, UsageError
 from smbdirect_testbed.parallel import run_in_parts
 from smbdirect_testbed.plugin.share import Share, remember_seconds
@@ -59,6 +61,13 @@ def test_known_seconds_make_shares_even() -> None:
     with_long = [_names(Share(n, 2).pick(ITEMS)) for n in range(2)]
     (long,) = [share for share in with_long if "a.py::a0" in share]
     assert not any(name.startswith("b.py") for name in long)
+
+
+def test_runs_that_end_at_the_same_moment() -> None:
+    result = ScenarioResult("a.py::a0", Outcome.PASSED, 100.0)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(remember_seconds, [[result]] * 200)) == [None] * 200
+    assert [file.name for file in paths.cache().iterdir()] == ["seconds.json"]
 
 
 def _part(outcome: Outcome, verdict: Verdict) -> Callable[[Share, Path], RunResults]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,11 @@ class Share:
 def remember_seconds(scenarios: Sequence[ScenarioResult]) -> None:
     """Keep how long scenarios took, for even shares next time."""
     known = {**_known_seconds(), **{s.id: round(s.seconds, 1) for s in scenarios if not s.suite}}
-    new = _file().with_suffix(".new")
-    new.parent.mkdir(parents=True, exist_ok=True)
-    new.write_text(json.dumps(known, indent=1))
-    new.replace(_file())
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    # Other runs may end at the same moment; one of them has the last word.
+    with tempfile.NamedTemporaryFile("w", dir=_file().parent, prefix=".", delete=False) as new:
+        new.write(json.dumps(known, indent=1))
+    Path(new.name).replace(_file())
 
 
 def _known_seconds() -> dict[str, float]:
