@@ -64,6 +64,10 @@ def _end(host: str, number: int) -> dict[str, str]:
     }
 
 
+def _link(*ends: dict[str, str]) -> dict[str, Any]:
+    return {"ends": list(ends), "mtu": 1500, "neighbours": False, "delay": 0, "loss": 0}
+
+
 def _inside(pid: int, *command: str) -> str:
     enter = ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--"]
     return subprocess.run([*enter, *command], capture_output=True, text=True, check=True).stdout
@@ -72,7 +76,8 @@ def _inside(pid: int, *command: str) -> str:
 def test_hosts_and_a_link(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
     ends = [_end("a", 1), _end("b", 2)]
-    assert call("make_link", ends=ends, mtu=9000, neighbours=True, delay=0, loss=0) == {"ok": None}
+    link = {"ends": ends, "mtu": 9000, "neighbours": True, "delay": 0, "loss": 0}
+    assert call("make_links", links=[link]) == {"ok": None}
     assert _inside(pids["a"], "hostname") == "a\n"
     assert _inside(pids["a"], "ls", "/sys/class/net").split() == ["lo", "smb0"]
     (link,) = json.loads(_inside(pids["a"], "ip", "-j", "addr", "show", "dev", "smb0"))
@@ -95,10 +100,10 @@ def test_a_mount_by_one_command_is_there_for_the_next(call: Call, tmp_path: Path
 
 def test_what_was_made_is_not_made_again(call: Call) -> None:
     hosts = {"namespaces": ["a", "b"], "machine_stack": []}
-    link = {"ends": [_end("a", 1), _end("b", 2)], "mtu": 1500, "neighbours": False}
-    link |= {"delay": 0, "loss": 0}
+    link = _link(_end("a", 1), _end("b", 2))
     first = call("make_hosts", **hosts)
-    assert call("make_link", **link) == call("make_link", **link) == {"ok": None}
+    made = [call("make_links", links=[link]) for _ in range(2)]
+    assert made == [{"ok": None}] * 2
     assert call("make_hosts", **hosts) == first
     call("unmake")
     assert call("make_hosts", **hosts) != first
@@ -106,9 +111,7 @@ def test_what_was_made_is_not_made_again(call: Call) -> None:
 
 def test_unmaking_leaves_nothing(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
-    call(
-        "make_link", ends=[_end("a", 1), _end("b", 2)], mtu=1500, neighbours=False, delay=0, loss=0
-    )
+    call("make_links", links=[_link(_end("a", 1), _end("b", 2))])
     assert call("unmake") == {"ok": None}
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
@@ -116,10 +119,8 @@ def test_unmaking_leaves_nothing(call: Call) -> None:
 def test_what_the_kernel_refuses_is_told(call: Call) -> None:
     call("make_hosts", namespaces=["a", "b"], machine_stack=[])
     bad = {**_end("b", 2), "ipv4": "10.77.0.2/99"}
-    answer = call(
-        "make_link", ends=[_end("a", 1), bad], mtu=1500, neighbours=False, delay=0, loss=0
-    )
-    assert answer["error"].startswith("make_link: ")
+    answer = call("make_links", links=[_link(_end("a", 1), bad)])
+    assert answer["error"].startswith("make_links: OSError: on host b: ip -batch -: ")
 
 
 _UNMOUNT = """

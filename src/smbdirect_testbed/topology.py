@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from smbdirect_testbed.agent_client import AgentClient
 from smbdirect_testbed.host import Host, HostEnd
@@ -46,25 +47,29 @@ def made_hosts(
     """
     pids: dict[str, int] = {}
     for name, place in places.items():
-        here = [h for h in spec.hosts if h.machine == name]
+        made = [h for h in spec.hosts if h.machine == name]
         pids |= place.agent.call(
             "make_hosts",
-            namespaces=[h.name for h in here if h.stack is Stack.NAMESPACE],
-            machine_stack=[h.name for h in here if h.stack is Stack.MACHINE],
+            namespaces=[h.name for h in made if h.stack is Stack.NAMESPACE],
+            machine_stack=[h.name for h in made if h.stack is Stack.MACHINE],
         )
     links = [planned_link(number, link) for number, link in enumerate(spec.links)]
+    within: dict[str, list[dict[str, Any]]] = {}
     for link, planned in zip(spec.links, links, strict=True):
         ends = {host: _for_agent(host, end) for host, end in planned.items()}
         common = {"mtu": link.mtu, "neighbours": link.neighbours, **_shape(link)}
         machines = {host: spec.host(host).machine for host in planned}
         if not spec.crosses(link):
-            if on := places.get(next(iter(machines.values()))):
-                on.agent.call("make_link", ends=list(ends.values()), **common)
+            (name,) = set(machines.values())
+            within.setdefault(name, []).append({"ends": list(ends.values()), **common})
             continue
         for host, end in ends.items():
             if on := places.get(machines[host]):
                 peer = ends[planned[host].peer]
                 on.agent.call("place_wire", end=end, peer=peer, **common)
+    for name, here in within.items():
+        if on := places.get(name):
+            on.agent.call("make_links", links=here)
     hosts = {
         h.name: Host(
             name=h.name,

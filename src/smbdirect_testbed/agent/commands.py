@@ -126,23 +126,32 @@ class Commands:
         return max(0.0, min(left)) if left else None
 
 
-def call(argv: list[str], places: Places, place: int, input: str | None = None) -> None:
-    """Run a short command and wait for it.
+class Call:
+    """A short command that was started.
 
     :param place: the process whose namespaces it runs in; 0 for this one's
     :param input: its standard input
-    :raises OSError: it failed
+    :raises OSError: it cannot be started
     """
-    stdin, said = _input(input), os.memfd_create("said")
-    try:
-        pid = places.call(place, partial(_spawn, argv, (stdin, said, said), ""))
-        _, status = os.waitpid(pid, 0)
-        if status:
-            text = os.pread(said, _LARGE, 0).decode(errors="replace").strip()
-            raise OSError(f"{' '.join(argv)}: {text}")
-    finally:
-        os.close(stdin)
-        os.close(said)
+
+    def __init__(
+        self, argv: list[str], places: Places, place: int, input: str | None = None
+    ) -> None:
+        self._argv = argv
+        self._said = os.memfd_create("said")
+        stdin = _input(input)
+        try:
+            files = (stdin, self._said, self._said)
+            self._pid = places.call(place, partial(_spawn, argv, files, ""))
+        finally:
+            os.close(stdin)
+
+    def finish(self) -> str:
+        """Wait for its end; returns what is wrong if it failed."""
+        _, status = os.waitpid(self._pid, 0)
+        text = os.pread(self._said, _LARGE, 0).decode(errors="replace").strip()
+        os.close(self._said)
+        return f"{' '.join(self._argv)}: {text}" if status else ""
 
 
 def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:

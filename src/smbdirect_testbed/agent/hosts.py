@@ -16,7 +16,7 @@ import signal
 from functools import partial
 
 from smbdirect_testbed.agent import kernel, nldev
-from smbdirect_testbed.agent.commands import call
+from smbdirect_testbed.agent.commands import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,34 +51,38 @@ class Hosts:
 
     def make_hosts(self, namespaces: list[str], machine_stack: list[str]) -> dict[str, int]:
         """Make the hosts; return the process id to enter each by (0: the machine's own stack)."""
-        for name in namespaces:
-            self.holders[name] = _start_holder(name)
+        started = {name: _start_holder(name) for name in namespaces}
+        self.holders |= {name: pid for name, (pid, _) in started.items()}
+        for name, (_, ready) in started.items():
+            _wait_for_holder(name, ready)
         for name in machine_stack:
             self.holders[name] = 0
         return self.holders
 
-    def make_link(
-        self, ends: list[dict[str, Any]], mtu: int, neighbours: bool, delay: float, loss: float
-    ) -> None:
-        """Join two hosts by a veth pair; each end: host, device, mac, ipv4, ipv6.
+    def make_links(self, links: list[dict[str, Any]]) -> None:
+        """Join hosts in pairs by veth pairs.
 
-        :param neighbours: set permanent neighbour entries, so that the first RDMA connection does
-            not wait 5 s for the address resolution of ib_core
-        :param delay: milliseconds, in each direction
-        :param loss: per cent, in each direction
+        Each link: ends, which are two of host, device, mac, ipv4, ipv6; mtu; neighbours: set
+        permanent neighbour entries, so that the first RDMA connection does not wait 5 s for the
+        address resolution of ib_core; delay, milliseconds, and loss, per cent, in each direction.
         """
-        a, b = ends
-        wanted = [f"{_temporary(e)} mtu {mtu} address {e['mac']}" for e in ends]
-        self._ip(
-            None,
-            f"link add {wanted[0]} type veth peer name {wanted[1]}",
-            *self._handed_over(a),
-            *self._handed_over(b),
-        )
-        for end, peer in ((a, b), (b, a)):
-            self.interfaces.append((end["host"], end["device"]))
-            self._settle(end, peer if neighbours else None)
-            self._shape(end, delay, loss)
+        joining: list[str] = []
+        settling: dict[str, list[str]] = {}
+        ends = [end for link in links for end in link["ends"]]
+        for link in links:
+            a, b = link["ends"]
+            wanted = [f"{_temporary(e)} mtu {link['mtu']} address {e['mac']}" for e in (a, b)]
+            joining.append(f"link add {wanted[0]} type veth peer name {wanted[1]}")
+            for end, peer in ((a, b), (b, a)):
+                joining += self._handed_over(end)
+                steps = settling.setdefault(end["host"], [])
+                steps += self._settling(end, peer if link["neighbours"] else None)
+        self.interfaces += [(end["host"], end["device"]) for end in ends]
+        self._ip({"": joining})
+        self._ip(settling)
+        for link in links:
+            for end in link["ends"]:
+                self._shape(end, link["delay"], link["loss"])
         for end in ends:
             self._wait_up(end)
 
@@ -93,20 +97,16 @@ class Hosts:
     ) -> None:
         """Give a host its end of a wire to another machine: an interface that is there already.
 
-        See :meth:`make_link`.
+        See :meth:`make_links`.
         """
         (found,) = (
             name
             for name in os.listdir(_INTERFACES)
             if kernel.read(f"{_INTERFACES}/{name}/address").strip() == end["mac"]
         )
-        self._ip(
-            None,
-            f"link set {found} down",
-            f"link set {found} name {_temporary(end)} mtu {mtu}",
-            *self._handed_over(end),
-        )
-        self._settle(end, peer if neighbours else None)
+        steps = [f"link set {found} down", f"link set {found} name {_temporary(end)} mtu {mtu}"]
+        self._ip({"": [*steps, *self._handed_over(end)]})
+        self._ip({end["host"]: self._settling(end, peer if neighbours else None)})
         self._shape(end, delay, loss)
         self._wait_up(end)
 
@@ -140,7 +140,7 @@ class Hosts:
         while self.interfaces:
             host, device = self.interfaces.pop()
             if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}")):
-                self._ip(host, f"link del {device}")
+                self._ip({host: [f"link del {device}"]})
         self._places.leave()
         for pid in self.holders.values():
             if pid:
@@ -154,8 +154,8 @@ class Hosts:
             return [f"link set {_temporary(end)} netns {pid}"]
         return []
 
-    def _settle(self, end: dict[str, Any], peer: dict[str, Any] | None) -> None:
-        """Give an interface that is in its host its name and addresses, and switch it on.
+    def _settling(self, end: dict[str, Any], peer: dict[str, Any] | None) -> list[str]:
+        """Steps that give an interface in its host its name and addresses, and switch it on.
 
         :param peer: the other end, for permanent neighbour entries
         """
@@ -173,7 +173,7 @@ class Hosts:
                 address = peer[key].split("/")[0]
                 lladdr = f"lladdr {peer['mac']} nud permanent"
                 steps.append(f"neigh replace {address} dev {device} {lladdr}")
-        self._ip(end["host"], *steps)
+        return steps
 
     def _shape(self, end: dict[str, Any], delay: float, loss: float) -> None:
         """Have packets come late or not at all; nothing happens without need."""
@@ -181,7 +181,9 @@ class Hosts:
         what += ["loss", f"{loss}%"] if loss else []
         if what:
             tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
-            self._run(end["host"], *tc, "limit", "100000")
+            place = self.holders[end["host"]]
+            if problem := Call([*tc, "limit", "100000"], self._places, place).finish():
+                raise OSError(f"on host {end['host']}: {problem}")
 
     def _wait_up(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]
@@ -195,16 +197,21 @@ class Hosts:
     def _in_stack(self, host: str, do: Callable[[], T]) -> T:
         return self._places.call(self.holders[host], do)
 
-    def _ip(self, host: str | None, *steps: str) -> None:
-        """Have iproute2 take steps in a host, or in the machine's own stack."""
-        text = "".join(f"{step}\n" for step in steps)
-        self._run(host, "ip", "-batch", "-", input=text)
-
-    def _run(self, host: str | None, *argv: str, input: str | None = None) -> None:
-        try:
-            call(list(argv), self._places, self.holders[host] if host else 0, input)
-        except OSError as e:
-            raise OSError(f"on host {host}: {e}" if host else str(e)) from e
+    def _ip(self, steps: dict[str, list[str]]) -> None:
+        """Have iproute2 take steps in hosts, all at once; "" is the machine's own stack."""
+        started = {
+            host: Call(
+                ["ip", "-batch", "-"],
+                self._places,
+                self.holders[host] if host else 0,
+                "".join(f"{step}\n" for step in of_host),
+            )
+            for host, of_host in steps.items()
+        }
+        problems = {host: call.finish() for host, call in started.items()}
+        for host, problem in problems.items():
+            if problem:
+                raise OSError(f"on host {host}: {problem}" if host else problem)
 
 
 def _temporary(end: dict[str, Any]) -> str:
@@ -232,8 +239,8 @@ def _gid_is_set(gid: str) -> bool:
         return False
 
 
-def _start_holder(name: str) -> int:
-    """Start the process that holds a host's namespaces; return its id once they are ready."""
+def _start_holder(name: str) -> tuple[int, int]:
+    """Start the process that holds a host's namespaces; its id, and what tells when it has them."""
     ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -254,8 +261,11 @@ def _start_holder(name: str) -> int:
             os.dup2(null, fd)
         os.execvp("sleep", ["sleep", "infinity"])
     os.close(tell)
+    return pid, ready
+
+
+def _wait_for_holder(name: str, ready: int) -> None:
     said = os.read(ready, 1000).decode()
     os.close(ready)
     if said != "1":
         raise OSError(f"cannot make host {name}: {said}")
-    return pid

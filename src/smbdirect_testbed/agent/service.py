@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_MAKING = {"make_hosts", "make_link", "place_wire", "make_rdma_links", "unmake"}
+_MAKING = {"make_hosts", "make_links", "place_wire", "make_rdma_links", "unmake"}
 _HOME = "/root"
 _BOOTED = "/run/testbed-booted"
 """Made by the image's init when it is done; the agent starts before that."""

@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 from smbdirect_testbed.agent import kernel
-from smbdirect_testbed.agent.commands import call
+from smbdirect_testbed.agent.commands import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Template:
         os.kill(self._sshd, signal.SIGHUP)
         # Otherwise the network behind it may know the template's address for a while, and not ours.
         kernel.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})
-        call(["ip", "link", "set", "eth0", "address", mac], places, 0)
+        if problem := Call(["ip", "link", "set", "eth0", "address", mac], places, 0).finish():
+            raise OSError(problem)
         for source, target, kind, flags, data in _MOUNTS:
             kernel.mount(source, target, kind, flags, data)
         for pid in holders:
