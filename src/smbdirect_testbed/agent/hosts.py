@@ -79,6 +79,7 @@ class Hosts:
                 steps += self._settling(end, peer if link["neighbours"] else None)
         self.interfaces += [(end["host"], end["device"]) for end in ends]
         self._ip({"": joining})
+        self._believe_addresses(ends)
         self._ip(settling)
         for link in links:
             for end in link["ends"]:
@@ -106,6 +107,7 @@ class Hosts:
         )
         steps = [f"link set {found} down", f"link set {found} name {_temporary(end)} mtu {mtu}"]
         self._ip({"": [*steps, *self._handed_over(end)]})
+        self._believe_addresses([end])
         self._ip({end["host"]: self._settling(end, peer if neighbours else None)})
         self._shape(end, delay, loss)
         self._wait_up(end)
@@ -154,14 +156,18 @@ class Hosts:
             return [f"link set {_temporary(end)} netns {pid}"]
         return []
 
+    def _believe_addresses(self, ends: list[dict[str, Any]]) -> None:
+        """Do without the detection of duplicate addresses; a namespace has that set."""
+        for end in ends:
+            if not self.holders[end["host"]]:
+                kernel.write_sysctls({f"net/ipv6/conf/{_temporary(end)}/accept_dad": "0"})
+
     def _settling(self, end: dict[str, Any], peer: dict[str, Any] | None) -> list[str]:
         """Steps that give an interface in its host its name and addresses, and switch it on.
 
         :param peer: the other end, for permanent neighbour entries
         """
         device = end["device"]
-        if not self.holders[end["host"]]:
-            kernel.write_sysctls({f"net/ipv6/conf/{_temporary(end)}/accept_dad": "0"})
         steps = [
             f"link set {_temporary(end)} name {device}",
             f"addr add {end['ipv4']} dev {device}",
