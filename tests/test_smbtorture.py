@@ -11,8 +11,9 @@ from smbdirect_testbed.errors import UsageError
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.results import Outcome
 from smbdirect_testbed.smbtorture import Outcome as Said
-from smbdirect_testbed.smbtorture import TortureTest, parse
+from smbdirect_testbed.smbtorture import TortureTest
 from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.subunit_stream import parse
 
 SAMPLES = Path(__file__).parent / "data" / "smbtorture"
 ALL = sorted(p.stem for p in SAMPLES.glob("*.subunit"))

@@ -15,6 +15,11 @@ _PYTEST_OPTIONS = (
     "--strict-markers",
     "-p",
     "no:cacheprovider",
+    # Plugins that come with libraries of ours, and take long to import.
+    "-p",
+    "no:anyio",
+    "-p",
+    "no:pytest11.testinfra",
     "--tb=short",
     # Not what is written to descriptor 2, which is where progress goes.
     "--capture=sys",

@@ -12,7 +12,6 @@ import pytest
 from smbdirect_testbed.errors import CommandFailed
 from smbdirect_testbed.expectations import Expectations
 from smbdirect_testbed.plugin.parts import report_part
-from smbdirect_testbed.smbtorture import parse
 from smbdirect_testbed.spec import Transport
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ class Torture:
             status, stdout, stderr = None, e.output, ""
         (self._logs / f"{suite}-{transport}.subunit").write_text(stdout)
         (self._logs / f"{suite}-{transport}.log").write_text(stderr)
+        from smbdirect_testbed.subunit_stream import parse
+
         output = parse(stdout.encode())
         if tests:  # smbtorture announces whole suites only
             output = dataclasses.replace(output, announced=len(tests))
