@@ -40,8 +40,10 @@ _LARGEST_SLICE = 256 << 20
 # for several packets. Every RoCEv2 packet is whole (their MTU is 4096 at most, and tshark calls cut
 # ones malformed); of TCP's super-frames of 64 KiB the beginning is enough: that is less to carry,
 # and libpcap makes as many slots of its ring as the largest packet allows. Immediate mode, because
-# otherwise a packet could wait in the ring for a second. exec keeps the process id.
+# otherwise a packet could wait in the ring for a second. exec keeps the process id. Out of memory,
+# the kernel should end what a scenario started; its ring makes tcpdump the largest of all.
 _TCPDUMP = """
+{ echo -1000 >"/proc/$$/oom_score_adj"; } 2>/dev/null
 exec > >(exec python3 -I -S -c "$2" "$1" "$3")
 echo "$$ $!" >"/run/capture-$0.pids"
 exec nice -n -10 tcpdump -i "$0" -s 4400 -B "$4" --immediate-mode -Z root -w -

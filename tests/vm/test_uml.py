@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.vm.conftest import Testbed
 
@@ -38,3 +40,36 @@ def test_killed_while_it_runs(testbed: Testbed) -> None:
     assert "orphan" in testbed.run("status").output
     assert testbed.run("clean", "--yes").status == 0
     assert testbed.leftovers() == []
+
+
+_TAKES_ALL_MEMORY = '''
+from pathlib import Path
+
+import pytest
+
+# Not of the process's own, so that larger ones, the agent among them, are ended before it.
+EATER = """
+import os
+memory, block = os.memfd_create("eaten"), bytes(1 << 20)
+while True:
+    os.write(memory, block)
+"""
+
+def test_takes_all(client):
+    assert not client.run(["python3", "-I", "-S", "-c", EATER], check=False).ok
+
+def test_goes_on(client):
+    assert client.run(["echo", "here"]).stdout == "here\\n"
+'''
+
+
+def test_machine_is_out_of_memory(testbed: Testbed, tmp_path: Path) -> None:
+    """The scenario fails for it, and the run goes on: the agent is spared."""
+    scenarios = tmp_path / "test_memory.py"
+    scenarios.write_text(_TAKES_ALL_MEMORY)
+    outcome = testbed.run("run", "uml-rxe", str(scenarios))
+    assert outcome.status == 1
+    outcomes = {s["id"].rpartition("::")[2]: s for s in outcome.record["scenarios"]}
+    assert outcomes["test_takes_all"]["outcome"] == "failed"
+    assert "Out of memory" in outcomes["test_takes_all"]["message"]
+    assert outcomes["test_goes_on"]["outcome"] == "passed"

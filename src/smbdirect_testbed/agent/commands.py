@@ -7,10 +7,13 @@ inherited its environment is killed, whatever session that moved to.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import time
 from functools import partial
+
+from smbdirect_testbed.agent import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ _LARGE = 16 << 10
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 """None of them is ignored by a command because Python, or a shell before it, ignores it."""
 _PASSES = 20
+_spawning = _thread.allocate_lock()
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -155,14 +159,33 @@ class Call:
 
 
 def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:
-    return os.posix_spawnp(
-        argv[0],
-        argv,
-        {**_ENVIRONMENT, _TAG: tag},
-        file_actions=[(os.POSIX_SPAWN_DUP2, d, n) for n, d in enumerate(files)],
-        setsid=True,
-        setsigdef=_SIGNALS,
-    )
+    """Start a process that the kernel may end when it is out of memory, and protect this one.
+
+    A scenario that takes all memory should lose its own processes: of the end of this one, whoever
+    waits for an answer would never hear.
+    """
+    with _spawning:
+        # What is started inherits it.
+        _set_protection("0")
+        try:
+            return os.posix_spawnp(
+                argv[0],
+                argv,
+                {**_ENVIRONMENT, _TAG: tag},
+                file_actions=[(os.POSIX_SPAWN_DUP2, d, n) for n, d in enumerate(files)],
+                setsid=True,
+                setsigdef=_SIGNALS,
+            )
+        finally:
+            _set_protection("-1000")
+
+
+def _set_protection(value: str) -> None:
+    try:
+        kernel.write("/proc/self/oom_score_adj", value)
+    except OSError:
+        # Not permitted on a computer that is not ours alone.
+        return
 
 
 def _input(text: str | None) -> int:
