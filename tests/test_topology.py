@@ -121,6 +121,10 @@ def test_what_the_kernel_refuses_is_told(call: Call) -> None:
     bad = {**_end("b", 2), "ipv4": "10.77.0.2/99"}
     answer = call("make_links", links=[_link(_end("a", 1), bad)])
     assert answer["error"].startswith("make_links: OSError: on host b: ip -batch -: ")
+    wanted = {"host": "a", "device": "smb7", "kind": "rxe", "name": "rxe7", "gids": 1}
+    answer = call("make_rdma_links", links=[wanted])
+    start = "make_rdma_links: OSError: on host a: RDMA link rxe7 of type rxe on smb7: "
+    assert answer["error"].startswith(start)
 
 
 _UNMOUNT = """

@@ -121,7 +121,11 @@ class Hosts:
         """
         for link in links:
             host, name = link["host"], link["name"]
-            self._in_stack(host, partial(nldev.add_link, name, link["kind"], link["device"]))
+            wanted = f"RDMA link {name} of type {link['kind']} on {link['device']}"
+            try:
+                self._in_stack(host, partial(nldev.add_link, name, link["kind"], link["device"]))
+            except OSError as e:
+                raise OSError(f"on host {host}: {wanted}: {e.strerror}") from e
             self.rdma_links.append((host, name))
         for link in links:
             name, port = link["name"], f"{_RDMA}/{link['name']}/ports/1"
