@@ -273,8 +273,9 @@ def test_ksmbd(environment: Environment, client: Host) -> None:
     (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
     host = environment.hosts[spec.host]
     with running_ksmbd(host, environment.driver, spec.transports):
-        program = Program(_PROGRAMS / "hostile_client.py", client, host)
-        _smb(program, RDMA_PORTS[RdmaType.SIW if _iwarp(program) else RdmaType.RXE])
+        rdma = client.end_towards(host).rdma
+        assert rdma
+        _smb(Program(_PROGRAMS / "hostile_client.py", client, host), RDMA_PORTS[rdma])
 
 
 def _smb(program: Program, port: int) -> None:

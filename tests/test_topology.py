@@ -75,9 +75,8 @@ def _inside(pid: int, *command: str) -> str:
 
 def test_hosts_and_a_link(call: Call) -> None:
     pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
-    ends = [_end("a", 1), _end("b", 2)]
-    link = {"ends": ends, "mtu": 9000, "neighbours": True, "delay": 0, "loss": 0}
-    assert call("make_links", links=[link]) == {"ok": None}
+    wanted = {**_link(_end("a", 1), _end("b", 2)), "mtu": 9000, "neighbours": True}
+    assert call("make_links", links=[wanted]) == {"ok": None}
     assert _inside(pids["a"], "hostname") == "a\n"
     assert _inside(pids["a"], "ls", "/sys/class/net").split() == ["lo", "smb0"]
     (link,) = json.loads(_inside(pids["a"], "ip", "-j", "addr", "show", "dev", "smb0"))

@@ -43,10 +43,6 @@ def test_killed_while_it_runs(testbed: Testbed) -> None:
 
 
 _TAKES_ALL_MEMORY = '''
-from pathlib import Path
-
-import pytest
-
 # Not of the process's own, so that larger ones, the agent among them, are ended before it.
 EATER = """
 import os

@@ -223,7 +223,7 @@ class Peer:
 
         :param key: the other side's memory, or immediate data
         :param wait: until that is known, or the connection has ended; else the result is empty
-        :raises Impossible: nobody's device can do it here
+        :raises Impossible: the device has no such operation
         """
         at = self._slots * _ROOM
         self._memory.write(message, len(message), at)

@@ -191,9 +191,7 @@ class Hosts:
         what += ["loss", f"{loss}%"] if loss else []
         if what:
             tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
-            place = self.holders[end["host"]]
-            if problem := Call([*tc, "limit", "100000"], self._places, place).finish():
-                raise OSError(f"on host {end['host']}: {problem}")
+            self._run({end["host"]: ([*tc, "limit", "100000"], None)})
 
     def _wait_up(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]
@@ -209,14 +207,14 @@ class Hosts:
 
     def _ip(self, steps: dict[str, list[str]]) -> None:
         """Have iproute2 take steps in hosts, all at once; "" is the machine's own stack."""
+        batch = ["ip", "-batch", "-"]
+        self._run({host: (batch, "\n".join([*taken, ""])) for host, taken in steps.items()})
+
+    def _run(self, commands: dict[str, tuple[list[str], str | None]]) -> None:
+        """Run a command with its input in each host, all at once, and wait for all."""
         started = {
-            host: Call(
-                ["ip", "-batch", "-"],
-                self._places,
-                self.holders[host] if host else 0,
-                "".join(f"{step}\n" for step in of_host),
-            )
-            for host, of_host in steps.items()
+            host: Call(argv, self._places, self.holders[host] if host else 0, input)
+            for host, (argv, input) in commands.items()
         }
         problems = {host: call.finish() for host, call in started.items()}
         for host, problem in problems.items():
