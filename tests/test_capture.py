@@ -6,31 +6,34 @@ import struct
 from collections import Counter
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from smbdirect_testbed import pcap
-from smbdirect_testbed.capture import LinkCapture, TransportNotProven, Wire, WireCapture
+from smbdirect_testbed.capture import TransportNotProven, Wire, WireCapture
 from smbdirect_testbed.counters import Counters, Growth
 from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.host import HostEnd
 from smbdirect_testbed.pcap import GrowingPcap, Record
-from smbdirect_testbed.process import CommandResult
 from smbdirect_testbed.spec import RdmaType, Transport
 from smbdirect_testbed.traffic import Direction, Kind, Traffic, classify, count, objection
 
-CLIENT_MAC, SERVER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 ROCE_SEND, ROCE_ACK, ROCE_READ_RESPONSE, ROCE_WRITE, ROCE_CM = 4, 0x11, 0x10, 0x0A, 0x64
 
 
+def header(protocol: int, *, sent: bool, link: int = 4) -> bytes:
+    """As of LINUX_SLL2: an outgoing packet, or one to this host."""
+    return struct.pack(">HHIHBB8x", protocol, 0, link, 1, 4 if sent else 0, 6)
+
+
 def frame(protocol: int, payload: bytes, *, sent: bool = True, ipv6: bool = False) -> bytes:
-    macs = SERVER_MAC + CLIENT_MAC if sent else CLIENT_MAC + SERVER_MAC
     if ipv6:
         ip = struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + bytes(32)
-        return macs + b"\x86\xdd" + ip + payload
+        return header(0x86DD, sent=sent) + ip + payload
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + bytes(8)
-    return macs + b"\x08\x00" + ip + payload
+    return header(0x0800, sent=sent) + ip + payload
 
 
 def tcp(port: int, data: bytes = b"data", *, sent: bool = True, ipv6: bool = False) -> bytes:
@@ -85,15 +88,15 @@ def test_iwarp_is_known_by_how_it_begins(ipv6: bool) -> None:
 
 def test_what_has_no_ports() -> None:
     fragment = bytearray(tcp(445))
-    fragment[20:22] = b"\x00\x10"
-    arp = CLIENT_MAC + SERVER_MAC + b"\x08\x06" + bytes(28)
-    for data in (bytes(fragment), arp, b"", tcp(445)[:30], roce(ROCE_SEND)[:42]):
+    fragment[26:28] = b"\x00\x10"
+    arp = header(0x0806, sent=True) + bytes(28)
+    for data in (bytes(fragment), arp, b"", tcp(445)[:36], roce(ROCE_SEND)[:48]):
         assert classify(data, set()) is Kind.OTHER
 
 
 def test_ipv4_options_are_skipped() -> None:
     plain = tcp(445)
-    options = plain[:14] + b"\x46" + plain[15:34] + bytes(4) + plain[34:]
+    options = plain[:20] + b"\x46" + plain[21:40] + bytes(4) + plain[40:]
     assert classify(options, set()) is Kind.TCP_445
 
 
@@ -197,23 +200,20 @@ def test_objections(transport: Transport, seen: Traffic, message: str | None) ->
     assert objection(seen, transport) == message
 
 
-COUNTERS = """\
-rdma rxe0 1{0} 2{0}
-Tcp: RtoAlgorithm InSegs OutSegs
-Tcp: 1 5{0} 6{0}
-own stack
-"""
+def counted(number: int, *, own_stack: bool = True) -> Counters:
+    snmp = f"Ip: A B\nIp: 1 2\nTcp: RtoAlgorithm InSegs OutSegs\nTcp: 1 5{number} 6{number}\n"
+    return Counters.of({"rxe0": [10 + number, 20 + number]}, snmp, own_stack=own_stack)
 
 
 def test_counters() -> None:
-    before, after = Counters.parse(COUNTERS.format(0)), Counters.parse(COUNTERS.format(5))
+    before, after = counted(0), counted(5)
     assert after.since(before) == Growth((5, 5), 5)
-    shared = Counters.parse(COUNTERS.format(5).replace("own stack", ""))
-    assert shared.since(before) == Growth((5, 5), None)
+    assert counted(5, own_stack=False).since(before) == Growth((5, 5), None)
     made_anew = Counters({"rxe0": (1, 1)}, after.tcp, own_stack=True)
     assert made_anew.since(before) == Growth(None, 5)
     assert Counters({"rxe1": (9, 9)}).since(before).rdma is None
-    assert Counters.parse("").since(Counters.parse("")) == Growth(None, None)
+    nothing = Counters.of({}, "", own_stack=True)
+    assert nothing.since(nothing) == Growth(None, None)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_growing_pcap(tmp_path: Path) -> None:
     path.write_bytes(whole)
     taken += growing.take()
     assert taken == records
-    assert [r.time for r in taken] == [(n, 0) for n in range(20)]
+    assert taken == records
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_growing_pcap(tmp_path: Path) -> None:
 )
 def test_no_pcap(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ProvisionError, match="not a pcap file of Ethernet"):
+    with pytest.raises(ProvisionError, match="not a pcap file of LINUX_SLL2"):
         GrowingPcap(tmp_path / "x").take()
 
 
@@ -273,12 +273,13 @@ class FakeClient:
     """A client whose markers come through, after the frames that a test puts on the wire."""
 
     name = "client"
+    pid = 7
 
     def __init__(self, directory: Path, links: int) -> None:
         self.ends = tuple(
             HostEnd(
                 f"veth{n}",
-                CLIENT_MAC.hex(":"),
+                "02:00:00:00:00:01",
                 IPv4Interface(f"10.7.{n}.2/24"),
                 IPv6Interface(f"fd07:{n}::2/64"),
                 RdmaType.RXE,
@@ -287,37 +288,41 @@ class FakeClient:
             )
             for n in range(links)
         )
-        self.files = [directory / f"veth{n}.pcap" for n in range(links)]
-        for file in self.files:
-            pcap.write(file, [])
-        self.deaf = False
+        self.machine = SimpleNamespace(agent=SimpleNamespace(call=self.call))
+        self.addresses = [IPv4Address(f"10.7.{n}.1") for n in range(links)]
+        self.file = directory / "capture.pcap"
+        pcap.write(self.file, [])
+        self.deaf: set[int] = set()
+        self.between: list[bytes] = []
         self.sent = 0
         self.clock = 0
-        self.links = [
-            LinkCapture(f"veth{n}", CLIENT_MAC, IPv4Address(f"10.7.{n}.1"), GrowingPcap(f), f)
-            for n, f in enumerate(self.files)
-        ]
 
-    def wire(self, *frames: bytes, link: int = 0) -> None:
-        with self.files[link].open("ab") as file:
+    def wire(self, *frames: bytes) -> None:
+        with self.file.open("ab") as file:
             for data in frames:
                 self.clock += 1
-                header, body = record(data, self.clock)
-                file.write(header + body)
+                record_header, body = record(data, self.clock)
+                file.write(record_header + body)
 
-    def run(self, command: list[str]) -> CommandResult:
-        label, devices, *addresses = command[4:]
-        assert devices == " ".join(f"rxe{n}" for n in range(len(self.files)))
-        assert addresses == [f"10.7.{n}.1" for n in range(len(self.files))]
-        for n in range(0 if self.deaf else len(self.files)):
-            marker = udp(9, label.encode())
-            self.wire(marker, frame(1, b"\x03\x03" + bytes(6) + marker[14:], sent=False), link=n)
-        text = f"rdma rxe0 {self.sent} {self.sent}\nown stack\n"
-        return CommandResult(tuple(command), 0, text, "")
+    def call(
+        self, do: str, place: int, label: str, addresses: list[str], rdma_links: list[str]
+    ) -> dict[str, Any]:
+        assert (do, place) == ("mark", 7)
+        assert addresses == [str(address) for address in self.addresses]
+        for n, address in enumerate(addresses):
+            if n in self.deaf:
+                continue
+            marker = udp(9, f"{label} {address}.".encode())
+            self.wire(marker, frame(1, b"\x03\x03" + bytes(6) + marker[20:], sent=False))
+            self.wire(*self.between)
+        self.wire(udp(9, label.encode() + bytes(1000)))
+        return {"rdma": {link: [self.sent, self.sent] for link in rdma_links}, "snmp": ""}
 
 
 def capture(client: Any, timeout: float = 5) -> WireCapture:
-    return WireCapture(client, client.links, timeout=timeout)
+    file = GrowingPcap(client.file)
+    log = client.file.with_name("tcpdump.log")
+    return WireCapture(client, client.addresses, file, log, timeout=timeout)
 
 
 def frames(path: Path) -> list[bytes]:
@@ -328,9 +333,7 @@ def test_slices(tmp_path: Path) -> None:
     client = FakeClient(tmp_path, 2)
     watched = capture(client)
     a, b, c, d = tcp(445), tcp(139), roce(ROCE_SEND), tcp(5445, sent=False)
-    client.wire(a)
-    client.wire(b, link=1)
-    client.wire(c)
+    client.wire(a, b, c)
     watched.moment()
     assert watched.cut(tmp_path / "one")
     client.wire(d, a)
@@ -343,7 +346,19 @@ def test_slices(tmp_path: Path) -> None:
     assert frames(tmp_path / "one") == [a, b, c]
     assert frames(tmp_path / "two") == [d, a, b]
     assert not (tmp_path / "three").exists()
-    assert second.traffic - first.traffic == count([b], CLIENT_MAC, set())
+    assert second.traffic - first.traffic == count([b], set())
+
+
+def test_what_comes_before_the_last_links_marker_belongs_to_the_past(tmp_path: Path) -> None:
+    client = FakeClient(tmp_path, 2)
+    client.between = [tcp(445)]
+    watched = capture(client)
+    for number in (1, 3, 5):
+        # One comes between the two markers, and one after the second.
+        assert sum(watched.moment().traffic.values()) == number
+    client.deaf = {1}
+    with pytest.raises(ProvisionError, match="a marker in the capture of client"):
+        capture(client, timeout=0.05).moment()
 
 
 def test_marker_1_is_not_taken_for_10(tmp_path: Path) -> None:
@@ -360,10 +375,10 @@ def test_lost_marker(tmp_path: Path) -> None:
     client = FakeClient(tmp_path, 1)
     watched = capture(client, timeout=0.05)
     client.wire(tcp(445))
-    client.deaf = True
-    with pytest.raises(ProvisionError, match="a marker in the capture of client's veth0"):
+    client.deaf = {0}
+    with pytest.raises(ProvisionError, match="a marker in the capture of client"):
         watched.moment()
-    client.deaf = False
+    client.deaf = set()
     client.wire(tcp(139))
     assert sum(watched.moment().traffic.values()) == 2
 
@@ -388,11 +403,9 @@ def test_proof(tmp_path: Path) -> None:
 
 
 def test_capture_that_lost_packets(tmp_path: Path) -> None:
-    client = FakeClient(tmp_path, 1)
-    link = client.links[0]
-    link.log = tmp_path / "log"
-    assert link.lost() == 0
-    link.log.write_text(
+    watched = capture(FakeClient(tmp_path, 1))
+    assert watched.lost() == 0
+    (tmp_path / "tcpdump.log").write_text(
         "10 packets captured\n12 packets received by filter\n2 packets dropped by kernel\n"
     )
-    assert link.lost() == 2
+    assert watched.lost() == 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import io
-import json
 import os
 import select
 import socket
@@ -168,13 +168,13 @@ class AgentClient:
         self._wait(self._ready, "starting the agent", _TIMEOUT)
         waiting = _Waiting()
         number = next(self._numbers)
-        request = json.dumps({"id": number, "do": do, "with": arguments})
+        request = ascii({"id": number, "do": do, "with": arguments})
         file = None
         if len(request) >= _LARGE and do not in _WITHOUT_FILES:
             file = self._files / f"{number}.request"
             file.write_text(request)
             there = self._machine.shared.path_there(file)
-            request = json.dumps({"id": number, "do": "read", "with": {"file": str(there)}})
+            request = ascii({"id": number, "do": "read", "with": {"file": str(there)}})
         try:
             with self._lock:
                 self._waiting[number] = waiting
@@ -215,7 +215,7 @@ class AgentClient:
         while data := self._receive():
             *lines, received = (received + data).split(b"\n")
             for line in lines:
-                answer = json.loads(line)
+                answer = ast.literal_eval(line.decode())
                 if waiting := self._waiting.get(answer["id"]):
                     waiting.answer = answer
                     waiting.came.set()
@@ -257,11 +257,12 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
             stderr=errors,
             start_new_session=True,
         )
-    agent = AgentClient(machine, _Pipe(proc), started=False)
+    machine.agent = AgentClient(machine, _Pipe(proc), started=False)
     try:
-        yield agent
+        yield machine.agent
     finally:
-        agent.close()
+        machine.agent.close()
+        machine.agent = None
 
 
 def offer_agent(shared: Path, port: str | None) -> Path:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from smbdirect_testbed.spec import Transport
 from smbdirect_testbed.traffic import TCP_KINDS, Kind, Traffic, frames
-
-# In bash, without a process: $devices are RDMA links. Port counters are only in the sysfs of the
-# machine's own stack, so they are read through process 1.
-COUNTERS_SCRIPT = r"""
-for d in $devices; do
-    c=/proc/1/root/sys/class/infiniband/$d/ports/1/hw_counters
-    { read -r s <$c/sent_pkts && read -r r <$c/rcvd_pkts; } 2>/dev/null && echo "rdma $d $s $r"
-done
-while read -r line; do case $line in Tcp:*) echo "$line";; esac; done </proc/self/net/snmp
-[ /proc/self/ns/net -ef /proc/1/ns/net ] || echo "own stack"
-"""
 
 _LATE = 16
 """Packets that can come between a marker and the reading of the counters."""
@@ -37,24 +26,17 @@ class Counters:
     own_stack: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Counters:
-        """Read what :data:`COUNTERS_SCRIPT` printed."""
-        rdma: dict[str, tuple[int, int]] = {}
-        tcp_lines: list[list[str]] = []
-        own_stack = False
-        for line in text.splitlines():
-            match line.split():
-                case ["rdma", device, sent, received]:
-                    rdma[device] = (int(sent), int(received))
-                case ["Tcp:", *fields]:
-                    tcp_lines.append(fields)
-                case ["own", "stack"]:
-                    own_stack = True
-        tcp: dict[str, int] = {}
-        if len(tcp_lines) == 2:
-            names, values = tcp_lines
-            tcp = {name: int(value) for name, value in zip(names, values, strict=True)}
-        return cls(rdma, tcp, own_stack)
+    def of(cls, rdma: Mapping[str, Sequence[int]], snmp: str, *, own_stack: bool) -> Counters:
+        """What the machine's agent counted.
+
+        :param snmp: the text of ``/proc/net/snmp``
+        """
+        tcp = [line.split()[1:] for line in snmp.splitlines() if line.startswith("Tcp:")]
+        return cls(
+            {link: (sent, received) for link, (sent, received) in rdma.items()},
+            {name: int(value) for name, value in zip(*tcp, strict=True)} if len(tcp) == 2 else {},
+            own_stack,
+        )
 
     def since(self, before: Counters) -> Growth:
         """How much they grew. A link that was made anew meanwhile does not count."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.ahead import made_ahead
-from smbdirect_testbed.capture import captured_host, prepare_capture_once
+from smbdirect_testbed.capture import captured_host, start_capture
 from smbdirect_testbed.carriers.machines import machine_directory, started_machine
 from smbdirect_testbed.carriers.wires import wires_between_machines
 from smbdirect_testbed.driver.build import provide_driver
@@ -198,8 +198,8 @@ def provide(
 
         def begin_capture(hosts: Mapping[str, Host]) -> None:
             nonlocal capture
-            if watched:
-                capture = pool.submit(prepare_capture_once, captured_host(hosts))
+            if watched and (client := captured_host(hosts)):
+                capture = pool.submit(start_capture, client)
             loading.result()
 
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):

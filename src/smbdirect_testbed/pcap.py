@@ -1,6 +1,7 @@
 """Reading a pcap file while it grows, and writing parts of it.
 
-Only what tcpdump writes by default is read: the classic format with microseconds, Ethernet frames.
+Only one kind is read: the classic format with microseconds, frames as Linux's "any" device has
+them (LINUX_SLL2).
 Common readers take a truncated last record for the end of the file; a file that is still being
 written needs one that comes back for the rest.
 """
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from smbdirect_testbed.errors import ProvisionError
 
 _MAGIC = 0xA1B2C3D4
-_ETHERNET = 1
+_LINUX_SLL2 = 276
 _FILE_HEADER = struct.Struct("<IHHiIII")
 _RECORD_HEADER = struct.Struct("<IIII")
 _LARGEST_RECORD = 1 << 20
@@ -30,12 +31,6 @@ class Record(NamedTuple):
     header: bytes
     frame: bytes
 
-    @property
-    def time(self) -> tuple[int, int]:
-        """Seconds and microseconds since the epoch."""
-        seconds, microseconds, _, _ = _RECORD_HEADER.unpack(self.header)
-        return seconds, microseconds
-
 
 class GrowingPcap:
     """A pcap file that another process is writing; it need not exist yet."""
@@ -47,7 +42,7 @@ class GrowingPcap:
     def take(self) -> list[Record]:
         """The records that are complete by now and were not taken before.
 
-        :raises ProvisionError: this is no pcap file of Ethernet frames, or a damaged one
+        :raises ProvisionError: this is no pcap file of such frames, or a damaged one
         """
         try:
             with self.path.open("rb") as file:
@@ -60,8 +55,8 @@ class GrowingPcap:
             if len(data) < _FILE_HEADER.size:
                 return []
             magic, *_, link_type = _FILE_HEADER.unpack_from(data)
-            if magic != _MAGIC or link_type != _ETHERNET:
-                raise ProvisionError(f"{self.path} is not a pcap file of Ethernet frames")
+            if magic != _MAGIC or link_type != _LINUX_SLL2:
+                raise ProvisionError(f"{self.path} is not a pcap file of LINUX_SLL2 frames")
             at = _FILE_HEADER.size
         records = []
         while at + _RECORD_HEADER.size <= len(data):
@@ -80,7 +75,7 @@ class GrowingPcap:
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records to a new pcap file."""
     with path.open("wb") as file:
-        file.write(_FILE_HEADER.pack(_MAGIC, 2, 4, 0, 0, 262144, _ETHERNET))
+        file.write(_FILE_HEADER.pack(_MAGIC, 2, 4, 0, 0, 262144, _LINUX_SLL2))
         for record in records:
             file.write(record.header)
             file.write(record.frame)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from smbdirect_testbed.agent_client import running_agent
-from smbdirect_testbed.capture import captured_host, prepare_capture
+from smbdirect_testbed.capture import captured_host, start_capture
 from smbdirect_testbed.carriers.template import TemplatePlan
 from smbdirect_testbed.driver.manifest import BuiltDriver
 from smbdirect_testbed.loaded_driver import PREPARED, LoadedDriver, load_distribution_modules
@@ -58,7 +58,7 @@ def _prepare(
         with made_hosts(spec, {name: Place(machine, agent)}, keep=True) as hosts:
             machine.run(["sh", "-c", _WARM_UP])
             if client := captured_host(hosts):
-                facts |= prepare_capture(client)
+                start_capture(client)
             for server in spec.servers if built else ():
                 if server.kind is ServerKind.SMBD and server.host in hosts:
                     facts |= prepare_smbd(hosts[server.host], driver, server.transports)

@@ -2,7 +2,8 @@
 
 RoCEv2 is InfiniBand's base transport header in UDP datagrams to port 4791 (InfiniBand Architecture
 Specification, Annex A17); its opcodes are in Volume 1, 9.2. iWARP is a TCP connection that begins
-with the key of an MPA frame (RFC 5044, 7.1.1).
+with the key of an MPA frame (RFC 5044, 7.1.1). Frames have the header that Linux's "any" device
+gives them, LINUX_SLL2 of the list of link-layer header types of libpcap.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from smbdirect_testbed.spec import Transport
 _ROCE_PORT = 4791
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP, _UDP = 6, 17
-_ETHERNET_HEADER = 14
+_HEADER = 20
+"""Bytes before the packet: among them the protocol, as in Ethernet, and how it came by here."""
+_OUTGOING = 4
 
 
 class Kind(StrEnum):
@@ -60,19 +63,22 @@ IwarpConnections = set[frozenset[bytes]]
 
 
 def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
-    """What an Ethernet frame is.
+    """What a frame is.
 
     :param iwarp: of the frames before this one; a connection's first frame with data adds it
     """
-    ethertype = int.from_bytes(frame[12:14])
-    if ethertype == _IPV4 and len(frame) > 34:
-        if int.from_bytes(frame[20:22]) & 0x1FFF:
+    ip = _HEADER
+    ethertype = int.from_bytes(frame[:2])
+    if ethertype == _IPV4 and len(frame) > ip + 20:
+        if int.from_bytes(frame[ip + 6 : ip + 8]) & 0x1FFF:
             return Kind.OTHER  # a later fragment has no ports
-        protocol, at = frame[23], _ETHERNET_HEADER + 4 * (frame[14] & 15)
-        addresses, end = (frame[26:30], frame[30:34]), 14 + int.from_bytes(frame[16:18])
-    elif ethertype == _IPV6 and len(frame) > 54:
-        protocol, at = frame[20], _ETHERNET_HEADER + 40
-        addresses, end = (frame[22:38], frame[38:54]), at + int.from_bytes(frame[18:20])
+        protocol, at = frame[ip + 9], ip + 4 * (frame[ip] & 15)
+        addresses = (frame[ip + 12 : ip + 16], frame[ip + 16 : ip + 20])
+        end = ip + int.from_bytes(frame[ip + 2 : ip + 4])
+    elif ethertype == _IPV6 and len(frame) > ip + 40:
+        protocol, at = frame[ip + 6], ip + 40
+        addresses = (frame[ip + 8 : ip + 24], frame[ip + 24 : ip + 40])
+        end = at + int.from_bytes(frame[ip + 4 : ip + 6])
     else:
         return Kind.OTHER
     source = int.from_bytes(frame[at : at + 2])
@@ -107,15 +113,14 @@ def _roce(opcode: int) -> Kind:
     return Kind.ROCE_OTHER
 
 
-def count(frames: Iterable[bytes], client_mac: bytes, iwarp: IwarpConnections) -> Traffic:
-    """Count frames by kind and direction.
+def count(frames: Iterable[bytes], iwarp: IwarpConnections) -> Traffic:
+    """Count the frames of a client by kind and direction.
 
-    :param client_mac: the address of the client's interface
     :param iwarp: see :func:`classify`
     """
     traffic: Traffic = Counter()
     for frame in frames:
-        direction = Direction.SENT if frame[6:12] == client_mac else Direction.RECEIVED
+        direction = Direction.SENT if frame[10] == _OUTGOING else Direction.RECEIVED
         traffic[classify(frame, iwarp), direction] += 1
     return traffic
 

@@ -4,13 +4,14 @@ This package is packed into one file, copied into the machine and started as a p
 imports nothing else of ours, and as little of Python's as it can: every machine waits for that, and
 each millisecond of it is four in User Mode Linux, and more in an emulated machine. What only types
 need is not imported, and of what is written in C and in Python, the former (``_queue``,
-``_socket``). It answers requests, one JSON object a line, on
-standard input and output, or on the serial port that its argument names::
+``_socket``). It answers requests on standard input and output, or on the serial port that its
+argument names. Each is a Python literal, a dictionary in ASCII on one line: to read JSON, Python
+imports regular expressions and enumerations, which take longer than all else that is needed here::
 
-    {"id": 1, "do": "make_hosts", "with": {"names": [...]}}
-    ->  {"id": 1, "ok": {...}} or {"id": 1, "error": "..."}
+    {'id': 1, 'do': 'make_hosts', 'with': {'namespaces': [...], ...}}
+    ->  {'id': 1, 'ok': {...}} or {'id': 1, 'error': '...'}
 
-The first line says ``{"id": 0, "ok": "ready"}``. On a serial port it outlives whoever talks to it,
+The first line says ``{'id': 0, 'ok': 'ready'}``. On a serial port it outlives whoever talks to it,
 is saved with a template and there in every clone; asked for what it made already, it gives the
 answer that it gave then.
 """

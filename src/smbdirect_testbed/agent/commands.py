@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import _thread
 import os
-import signal
 import time
-from functools import partial
 
 from smbdirect_testbed.agent import kernel
+from smbdirect_testbed.agent.light import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Commands:
         stdin = _input(input)
         out, err = os.memfd_create("out"), os.memfd_create("err")
         try:
-            pid = self._places.call(place, partial(_spawn, argv, (stdin, out, err), _tag(number)))
+            pid = self._places.call(place, partial(spawn, argv, (stdin, out, err), _tag(number)))
         except OSError as e:
             # The statuses and words of a shell.
             missing = isinstance(e, FileNotFoundError)
@@ -146,7 +145,7 @@ class Call:
         stdin = _input(input)
         try:
             files = (stdin, self._said, self._said)
-            self._pid = places.call(place, partial(_spawn, argv, files, ""))
+            self._pid = places.call(place, partial(spawn, argv, files))
         finally:
             os.close(stdin)
 
@@ -158,15 +157,18 @@ class Call:
         return f"{' '.join(self._argv)}: {text}" if status else ""
 
 
-def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:
+def spawn(argv: list[str], files: tuple[int, int, int], tag: str = "") -> int:
     """Start a process that the kernel may end when it is out of memory, and protect this one.
 
     A scenario that takes all memory should lose its own processes: of the end of this one, whoever
     waits for an answer would never hear.
+
+    :param files: its standard input, output and error
+    :param tag: in its environment and that of all that it starts
     """
     with _spawning:
         # What is started inherits it.
-        _set_protection("0")
+        _write_protection(os.getpid(), "0")
         try:
             return os.posix_spawnp(
                 argv[0],
@@ -177,12 +179,17 @@ def _spawn(argv: list[str], files: tuple[int, int, int], tag: str) -> int:
                 setsigdef=_SIGNALS,
             )
         finally:
-            _set_protection("-1000")
+            protect(os.getpid())
 
 
-def _set_protection(value: str) -> None:
+def protect(pid: int) -> None:
+    """Have the kernel end other processes than this one when it is out of memory."""
+    _write_protection(pid, "-1000")
+
+
+def _write_protection(pid: int, value: str) -> None:
     try:
-        kernel.write("/proc/self/oom_score_adj", value)
+        kernel.write(f"/proc/{pid}/oom_score_adj", value)
     except OSError:
         # Not permitted on a computer that is not ours alone.
         return

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import _socket as socket
 import os
-import signal
-from functools import partial
 
 from smbdirect_testbed.agent import kernel, nldev
 from smbdirect_testbed.agent.commands import Call
+from smbdirect_testbed.agent.light import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

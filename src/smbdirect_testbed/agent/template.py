@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from functools import partial
 
 from smbdirect_testbed.agent import kernel
 from smbdirect_testbed.agent.commands import Call
+from smbdirect_testbed.agent.light import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

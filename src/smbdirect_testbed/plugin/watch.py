@@ -67,8 +67,8 @@ class Watch:
         self._stack.callback(self._pool.shutdown)
         env = self._environment
         if client := captured_host(env.hosts):
-            logs = self._directory / "tcpdump"
-            self._capture = self._stack.enter_context(capturing(client, env.hosts, logs))
+            log = self._directory / "tcpdump.log"
+            self._capture = self._stack.enter_context(capturing(client, env.hosts, log))
         return self
 
     def __exit__(
@@ -79,11 +79,8 @@ class Watch:
     ) -> None:
         self._server_logs.keep(self._directory)
         self._stack.close()
-        for link in self._capture.links if self._capture else ():
-            if lost := link.lost():
-                self._notes.append(
-                    f"the capture of {link.device} lacks {lost} packets: tcpdump was too slow"
-                )
+        if self._capture and (lost := self._capture.lost()):
+            self._notes.append(f"the capture lacks {lost} packets: tcpdump was too slow")
 
     def death(self) -> str | None:
         """Why a machine no longer runs; None while all do."""
