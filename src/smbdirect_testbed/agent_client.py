@@ -29,8 +29,8 @@ _PACKAGE = Path(__file__).with_name("agent")
 _DIRECTORY = "agent"
 """Below the shared directory: the agent's program, and what is too much for its connection."""
 _PROGRAM = "agent.pyz"
-_START = "start"
-"""What the image's init runs, if it is there."""
+_PORT = "port"
+"""The machine's name of the agent's serial port. If it is there, the image's init starts it."""
 _TIMEOUT = 90.0
 """Seconds for one answer: Python takes seconds to start under TCG."""
 _GRACE = 10.0
@@ -275,9 +275,7 @@ def offer_agent(shared: Path, port: str | None) -> Path:
     program = directory / _PROGRAM
     program.write_bytes(_packed())
     if port:
-        # Without Python's site module, which would double the time that it takes to start.
-        start = f'exec python3 -I -S "${{0%/*}}/{_PROGRAM}" {port}\n'
-        (directory / _START).write_text(start)
+        (directory / _PORT).write_text(port)
     return program
 
 

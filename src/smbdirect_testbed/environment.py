@@ -200,10 +200,11 @@ def provide(
             nonlocal capture
             if watched and (client := captured_host(hosts)):
                 capture = pool.submit(start_capture, client)
-            loading.result()
 
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
-            made = made_hosts(spec, places, keep=keep, before_rdma=begin_capture)
+            made = made_hosts(
+                spec, places, keep=keep, before_links=begin_capture, before_rdma=loading.result
+            )
             hosts = stack.enter_context(made)
         logs = {name: KernelLog(machine) for name, machine in machines.items()}
         environment = Environment(

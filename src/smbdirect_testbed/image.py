@@ -20,6 +20,8 @@ _VERSION = "1"
 _IMAGE_GIB = 1.0
 _NEEDED = ("busybox-static", "erofs-utils", "kmod", "passwd")
 """Packages that finishing an image needs."""
+INIT = "/usr/lib/smbdirect-testbed/init"
+"""In a root file system: what the machine's kernel or its initramfs starts."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def made_hosts(
     places: Mapping[str, Place],
     *,
     keep: bool,
-    before_rdma: Callable[[Mapping[str, Host]], object] = lambda _: None,
+    before_links: Callable[[Mapping[str, Host]], object] = lambda _: None,
+    before_rdma: Callable[[], object] = lambda: None,
 ) -> Iterator[Mapping[str, Host]]:
     """Make a spec's hosts, links and RDMA links; on exit unmake them, unless ``keep``.
 
@@ -41,8 +42,8 @@ def made_hosts(
 
     :param places: by the machine's name; with fewer than the spec's machines, only what is on
         those is made
-    :param before_rdma: is given the hosts when their links are made, and returns when there can be
-        RDMA links
+    :param before_links: is given the hosts when they have no links yet
+    :param before_rdma: returns when there can be RDMA links
     :raises ProvisionError: the kernel refused something, with its reason
     """
     pids: dict[str, int] = {}
@@ -54,6 +55,18 @@ def made_hosts(
             machine_stack=[h.name for h in made if h.stack is Stack.MACHINE],
         )
     links = [planned_link(number, link) for number, link in enumerate(spec.links)]
+    hosts = {
+        h.name: Host(
+            name=h.name,
+            role=h.role,
+            machine=places[h.machine].machine,
+            ends=tuple(planned[h.name] for planned in links if h.name in planned),
+            pid=pids[h.name],
+        )
+        for h in spec.hosts
+        if h.machine in places
+    }
+    before_links(hosts)
     within: dict[str, list[dict[str, Any]]] = {}
     for link, planned in zip(spec.links, links, strict=True):
         ends = {host: _for_agent(host, end) for host, end in planned.items()}
@@ -70,18 +83,7 @@ def made_hosts(
     for name, here in within.items():
         if on := places.get(name):
             on.agent.call("make_links", links=here)
-    hosts = {
-        h.name: Host(
-            name=h.name,
-            role=h.role,
-            machine=places[h.machine].machine,
-            ends=tuple(planned[h.name] for planned in links if h.name in planned),
-            pid=pids[h.name],
-        )
-        for h in spec.hosts
-        if h.machine in places
-    }
-    before_rdma(hosts)
+    before_rdma()
     for name, place in places.items():
         _make_rdma_links([h for h in hosts.values() if spec.host(h.name).machine == name], place)
     yield hosts

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from smbdirect_testbed.agent.places import Places
 
+    K = TypeVar("K")
     T = TypeVar("T")
 
 _SO_TIMESTAMP = 29
@@ -76,7 +77,8 @@ class Hosts:
                 joining += self._handed_over(end)
                 steps = settling.setdefault(end["host"], [])
                 steps += self._settling(end, peer if link["neighbours"] else None)
-        self.interfaces += [(end["host"], end["device"]) for end in ends]
+        # A veth's other end goes with it.
+        self.interfaces += [(a["host"], a["device"]) for a, _ in (link["ends"] for link in links)]
         self._ip({"": joining})
         self._believe_addresses(ends)
         self._ip(settling)
@@ -114,18 +116,12 @@ class Hosts:
     def make_rdma_links(self, links: list[dict[str, Any]]) -> None:
         """Put RDMA links on interfaces; wait until they are active and have their addresses.
 
-        One after the other: rdma_rxe refuses a link with EPERM while another is being made in the
-        same namespace. Each link: host, device, kind, name, and gids (how many GID table entries
-        the interface's addresses make).
+        One after the other in each stack: rdma_rxe refuses a link with EPERM while another is being
+        made in the same namespace. Each link: host, device, kind, name, and gids (how many GID
+        table entries the interface's addresses make).
         """
-        for link in links:
-            host, name = link["host"], link["name"]
-            wanted = f"RDMA link {name} of type {link['kind']} on {link['device']}"
-            try:
-                self._in_stack(host, partial(nldev.add_link, name, link["kind"], link["device"]))
-            except OSError as e:
-                raise OSError(f"on host {host}: {wanted}: {e.strerror}") from e
-            self.rdma_links.append((host, name))
+        of_stacks = _grouped([(self.holders[link["host"]], link) for link in links])
+        self._places.call_all({p: partial(self._add_rdma_links, of_stacks[p]) for p in of_stacks})
         for link in links:
             name, port = link["name"], f"{_RDMA}/{link['name']}/ports/1"
             kernel.wait(partial(_active, port), f"RDMA link {name} to be active")
@@ -133,19 +129,33 @@ class Hosts:
                 partial(_has_gids, port, link["gids"]), f"{link['gids']} GIDs on RDMA link {name}"
             )
 
+    def _add_rdma_links(self, links: list[dict[str, Any]]) -> None:
+        for link in links:
+            host, name, kind, device = (link[key] for key in ("host", "name", "kind", "device"))
+            try:
+                nldev.add_link(name, kind, device)
+            except OSError as e:
+                wanted = f"RDMA link {name} of type {kind} on {device}"
+                raise OSError(f"on host {host}: {wanted}: {e.strerror}") from e
+            self.rdma_links.append((host, name))
+
     def unmake(self) -> None:
         """Remove RDMA links, then links, then hosts; every removal is waited for.
 
         An RDMA link outlives nothing: removed after its namespace, it would be left behind.
         """
+        # One after the other: whoever lists links while others go does not see all of them.
         while self.rdma_links:
             host, name = self.rdma_links.pop()
             self._in_stack(host, partial(nldev.remove_link, name))
             kernel.wait(partial(_gone, f"{_RDMA}/{name}"), f"RDMA link {name} to go")
-        while self.interfaces:
-            host, device = self.interfaces.pop()
-            if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}")):
-                self._ip({host: [f"link del {device}"]})
+        there = [
+            (host, device)
+            for host, device in self.interfaces
+            if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}"))
+        ]
+        self._ip(_grouped([(host, f"link del {device}") for host, device in there]))
+        self.interfaces.clear()
         self._places.leave()
         for pid in self.holders.values():
             if pid:
@@ -224,6 +234,13 @@ class Hosts:
 def _temporary(end: dict[str, Any]) -> str:
     """A name for an interface until it is in its host: unique in the machine's own stack."""
     return "t" + str(end["mac"]).replace(":", "")
+
+
+def _grouped(pairs: list[tuple[K, T]]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = {}
+    for key, thing in pairs:
+        found.setdefault(key, []).append(thing)
+    return found
 
 
 def _gone(path: str) -> bool:

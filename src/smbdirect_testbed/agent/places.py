@@ -54,13 +54,23 @@ class Places:
         :raises OSError: they cannot be entered
         :raises Exception: what it raised
         """
-        if not pid:
-            return do()
-        works = self.enter(pid)
-        done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        works.put((do, done))
-        result: T = _outcome(done)
+        (result,) = self.call_all({pid: do}).values()
         return result
+
+    def call_all(self, does: dict[int, Callable[[], T]]) -> dict[int, T]:
+        """Do something at the same time in the namespaces of several processes; see :meth:`call`.
+
+        What was done in one of them is done, whatever is raised in another.
+        """
+        pending = {}
+        for pid, do in does.items():
+            if pid:
+                done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+                self.enter(pid).put((do, done))
+                pending[pid] = done
+        outcomes = {0: _tried(does[0])} if 0 in does else {}
+        outcomes |= {pid: done.get() for pid, done in pending.items()}
+        return {pid: _result(outcome) for pid, outcome in outcomes.items()}
 
     def leave(self) -> None:
         """Let go of all namespaces."""
@@ -74,7 +84,7 @@ def _entered(pid: int) -> SimpleQueue[_Work | None]:
     works: SimpleQueue[_Work | None] = SimpleQueue()
     done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
     _thread.start_new_thread(_serve, (pid, works, done))
-    _outcome(done)
+    _result(done.get())
     return works
 
 
@@ -98,16 +108,18 @@ def _serve(
     entered.put((None, None))
     while work := works.get():
         do, done = work
-        try:
-            result = do()
-        except Exception as e:
-            done.put((None, e))
-        else:
-            done.put((result, None))
+        done.put(_tried(do))
 
 
-def _outcome(done: SimpleQueue[tuple[Any, Exception | None]]) -> Any:
-    result, error = done.get()
+def _tried(do: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return do(), None
+    except Exception as e:
+        return None, e
+
+
+def _result(outcome: tuple[Any, Exception | None]) -> Any:
+    result, error = outcome
     if error:
         raise error
     return result

@@ -32,6 +32,8 @@ _PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031
 _PIECE = 480 << 10
 """Bytes written at once: as many as one message of 9p carries."""
+_LOOPBACK = 1
+"""The interface's index in every network namespace."""
 _DISCARD_PORT = 9
 _PADDING = bytes(1000)
 _PADDINGS = 5
@@ -54,7 +56,9 @@ class Wire:
     def capture(self, place: int, devices: list[str], file: str, ring: int, pause: float) -> None:
         """Capture what goes over interfaces from now on, unless that is done already.
 
-        :param place: the process in whose namespaces they are
+        They need not be there yet.
+
+        :param place: the process in whose namespaces they are, with none besides; 0 for this one's
         :param file: gets it, as soon as it is there: a template has no shared directory
         :param ring: KiB for packets that tcpdump has not read yet
         :param pause: seconds between small writes
@@ -63,7 +67,7 @@ class Wire:
             if not self._is_dead():
                 return
             self.end_capture()
-        wanted = self._places.call(place, partial(_filter, devices))
+        wanted = f"not ifindex {_LOOPBACK}" if place else _filter(devices)
         # Immediately, because otherwise a packet could wait in the ring for a second. But tcpdump
         # may write once for several packets (no -U): each write costs, and a machine is slow.
         argv = ["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-s", str(_SNAP_LENGTH)]
@@ -153,8 +157,9 @@ class Wire:
 
 
 def _filter(devices: list[str]) -> str:
-    indices = [kernel.read(f"/sys/class/net/{device}/ifindex").strip() for device in devices]
-    return " or ".join(f"ifindex {index}" for index in indices)
+    files = [f"/sys/class/net/{device}/ifindex" for device in devices]
+    kernel.wait(lambda: all(map(os.path.exists, files)), "the interfaces to capture")
+    return " or ".join(f"ifindex {kernel.read(file).strip()}" for file in files)
 
 
 def _favour(pid: int) -> None:

@@ -40,7 +40,7 @@ from smbdirect_testbed.carriers.ssh_machine import SshMachine
 from smbdirect_testbed.carriers.vm_state import VmState
 from smbdirect_testbed.carriers.wires import WireEnd
 from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.image import Image
+from smbdirect_testbed.image import INIT, Image
 from smbdirect_testbed.machine import SharedDirectory
 from smbdirect_testbed.progress import Progress
 from smbdirect_testbed.spec import MachineSpec
@@ -254,7 +254,6 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
     paths = {
         "linux": plan.kernel.binary,
         "root": plan.image.root,
-        "initramfs": plan.image.initramfs,
         "scratch": state.scratch,
         "shared": state.shared,
     }
@@ -271,7 +270,10 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
         # c: shared, that is, without a lock, which would keep QEMU from the same image.
         f"ubd0rc={links['root']}",
         f"ubd1={links['scratch']}",
-        f"initrd={links['initramfs']}",
+        "root=/dev/ubda",
+        "rootfstype=erofs",
+        "ro",
+        f"init={INIT}",
         f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
         *(
             f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
