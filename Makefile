@@ -14,7 +14,7 @@ setup:
 	@.ci/setup
 
 run: setup
-	@.venv/bin/smbdirect-testbed run $(ENVIRONMENT)
+	@.ci/main $(ENVIRONMENT)
 
 test:
 	@.ci/test

@@ -51,6 +51,8 @@ def test_the_processor_follows_the_accelerator(domain: Domain) -> None:
     assert (emulated.get("type"), native.get("type")) == ("qemu", "kvm")
     modes = [xml.find("cpu").get("mode") for xml in (emulated, native)]  # type: ignore[union-attr]
     assert modes == ["maximum", "host-passthrough"]
+    assert emulated.findtext("features/tcg/tb-cache")
+    assert native.find("features/tcg") is None
 
 
 def test_only_the_root_disk_is_read_only(domain: Domain) -> None:

@@ -11,7 +11,7 @@ from tests.test_uml_tree import image_with
 from smbdirect_testbed import runner
 from smbdirect_testbed.envfile import load_environment
 from smbdirect_testbed.kvm import KvmVerdict
-from smbdirect_testbed.runner import default_environment, watched_places
+from smbdirect_testbed.runner import default_environment, quickest_environment, watched_places
 
 
 @pytest.fixture
@@ -31,16 +31,41 @@ def tree(tmp_path: Path) -> Path:
         (True, "7.3.4", "uml-rxe"),
         (True, None, "rxe"),
         (False, "7.4.9", "uml-rxe"),
+        (False, None, "rxe"),
     ],
 )
 def test_a_tree_of_another_version_gets_its_own_kernel(
     tree: Path, monkeypatch: pytest.MonkeyPatch, kvm: bool, image: str | None, expected: str
 ) -> None:
-    monkeypatch.setattr(runner, "find_image", lambda _: image_with(image) if image else None)
-    monkeypatch.setattr("smbdirect_testbed.kvm.probe", lambda: KvmVerdict(kvm, "said so"))
+    computer(monkeypatch, kvm=kvm, image=image, uml_is_built=True)
     assert default_environment(tree) == expected
     (tree / "arch/um/Makefile").unlink()
-    assert default_environment(tree) == default_environment() == ("rxe" if kvm else "uml-rxe")
+    assert (
+        default_environment(tree)
+        == default_environment()
+        == ("rxe" if kvm or not image else "uml-rxe")
+    )
+
+
+@pytest.mark.parametrize("kvm", [False, True])
+def test_the_soonest_verdict(monkeypatch: pytest.MonkeyPatch, kvm: bool) -> None:
+    quickest = "rxe" if kvm else "uml-rxe"
+    for image, uml_is_built, expected in (
+        (None, False, "rxe"),
+        ("7.3.4", False, "rxe"),
+        ("7.3.4", True, quickest),
+    ):
+        computer(monkeypatch, kvm=kvm, image=image, uml_is_built=uml_is_built)
+        assert (default_environment(), quickest_environment()) == (expected, quickest)
+
+
+def computer(
+    monkeypatch: pytest.MonkeyPatch, *, kvm: bool, image: str | None, uml_is_built: bool
+) -> None:
+    """Pretend that this computer has these things; the image by its kernel's version."""
+    monkeypatch.setattr(runner, "find_image", lambda _: image_with(image) if image else None)
+    monkeypatch.setattr("smbdirect_testbed.kvm.probe", lambda: KvmVerdict(kvm, "said so"))
+    monkeypatch.setattr("smbdirect_testbed.uml_kernel.is_cached", lambda _: uml_is_built)
 
 
 def test_what_is_watched(tree: Path) -> None:

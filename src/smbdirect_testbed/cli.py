@@ -61,7 +61,7 @@ def cli(debug: bool) -> None:
     driver built from source, SMB servers), runs the scenarios in it, and says what passed.
 
     \b
-    smbdirect-testbed run              everything, in the environment rxe
+    smbdirect-testbed run              everything, in rxe or uml-rxe
     smbdirect-testbed run rxe -k nbt   the scenarios that match an expression
     smbdirect-testbed up rxe           the environment alone, to work in
     smbdirect-testbed shell client     a shell on its host client
@@ -115,7 +115,7 @@ def run(
     from smbdirect_testbed.runner import run_scenarios
 
     progress = Progress.of_this_process()
-    name, scenarios = _environment_and_scenarios(what, driver)
+    name, scenarios = _environment_and_scenarios(what, driver, progress)
     spec = _spec(name, driver, cold=cold)
     _remove_orphans(progress)
     if keep and jobs > 1:
@@ -140,7 +140,7 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     from smbdirect_testbed.runner import run_scenarios, watched_places
     from smbdirect_testbed.saves import in_child, saves
 
-    name, scenarios = _environment_and_scenarios(what, driver)
+    name, scenarios = _environment_and_scenarios(what, driver, Progress())
     places = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
     places.append(paths.driver())
     if driver:
@@ -180,14 +180,18 @@ def up(env: str, driver: Path | None, cold: bool) -> None:
 
 
 @cli.command()
-@click.argument("env")
+@click.argument("env", required=False)
 @_driver_option
-def prepare(env: str, driver: Path | None) -> None:
-    """Build what ENV needs (image, kernel, driver), so that a run does not have to."""
+def prepare(env: str | None, driver: Path | None) -> None:
+    """Build what ENV needs (image, kernel, driver), so that a run does not have to.
+
+    If ENV is left out: what runs are quickest in on this computer.
+    """
     from smbdirect_testbed.environment import provide_parts
+    from smbdirect_testbed.runner import quickest_environment
 
     progress = Progress()
-    spec = _spec(env, driver, cold=False)
+    spec = _spec(env or quickest_environment(), driver, cold=False)
     _remove_orphans(progress)
     provide_parts(spec, progress)
     progress.say(f"{spec.name} is prepared")
@@ -332,12 +336,20 @@ def _remove_orphans(progress: Progress) -> None:
     housekeeping.remove_orphans(progress)
 
 
-def _environment_and_scenarios(what: tuple[str, ...], driver: Path | None) -> tuple[str, list[str]]:
-    from smbdirect_testbed.runner import default_environment
+def _environment_and_scenarios(
+    what: tuple[str, ...], driver: Path | None, progress: Progress
+) -> tuple[str, list[str]]:
+    from smbdirect_testbed.runner import default_environment, quickest_environment
 
     if what and not _is_path(what[0]):
         return what[0], list(what[1:])
-    return default_environment(driver), list(what)
+    name = default_environment(driver)
+    if name != quickest_environment():
+        progress.say(
+            f"in {name}, where the first verdict comes soonest; runs take a third of the time in"
+            f" {quickest_environment()}, once that has been built: smbdirect-testbed prepare"
+        )
+    return name, list(what)
 
 
 def _is_path(word: str) -> bool:
