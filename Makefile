@@ -14,7 +14,7 @@ setup:
 	@.ci/setup
 
 run: setup
-	@.ci/main $(ENVIRONMENT)
+	@.venv/bin/smbdirect-testbed run --then-prepare $(ENVIRONMENT)
 
 test:
 	@.ci/test

@@ -55,4 +55,5 @@ def test_script_sets_up_and_runs(
     assert job["variables"]["SMBDIRECT_TESTBED_ENVIRONMENT"] == ""
     what = f"[{environment}]" if environment else ""
     option = f"[--driver][{driver}]" if driver else ""
-    assert done.stdout == f"[.ci/setup][.venv/bin/smbdirect-testbed][run]{what}{option}[-k][nbt]"
+    run = "[.venv/bin/smbdirect-testbed][run][--then-prepare]"
+    assert done.stdout == f"[.ci/setup]{run}{what}{option}[-k][nbt]"

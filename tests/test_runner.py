@@ -10,8 +10,16 @@ from tests.test_uml_tree import image_with
 
 from smbdirect_testbed import runner
 from smbdirect_testbed.envfile import load_environment
+from smbdirect_testbed.errors import ProvisionError
 from smbdirect_testbed.kvm import KvmVerdict
-from smbdirect_testbed.runner import default_environment, quickest_environment, watched_places
+from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.runner import (
+    default_environment,
+    prepare_quickest,
+    quickest_environment,
+    watched_places,
+)
+from smbdirect_testbed.spec import EnvironmentSpec
 
 
 @pytest.fixture
@@ -57,6 +65,48 @@ def test_the_soonest_verdict(monkeypatch: pytest.MonkeyPatch, kvm: bool) -> None
     ):
         computer(monkeypatch, kvm=kvm, image=image, uml_is_built=uml_is_built)
         assert (default_environment(), quickest_environment()) == (expected, quickest)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "last"),
+    [
+        (None, ["run: FAILED; "]),
+        (
+            ProvisionError("no space"),
+            ["later runs are as slow as this one: no space", "run: FAILED; "],
+        ),
+        (KeyboardInterrupt(), ["later runs are as slow as this one: interrupted", "run: FAILED; "]),
+    ],
+)
+def test_what_follows_the_verdict_does_not_change_it(
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: BaseException | None,
+    last: list[str],
+) -> None:
+    computer(monkeypatch, kvm=False, image="7.3.4", uml_is_built=False)
+    provided: list[str] = []
+    said: list[str] = []
+
+    def provide_parts(spec: EnvironmentSpec, progress: Progress) -> None:
+        provided.append(spec.name)
+        if outcome:
+            raise outcome
+
+    progress = Progress()
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(runner, "provide_parts", provide_parts)
+    prepare_quickest(progress, passed=False)
+    assert provided == ["uml-rxe"]
+    assert [line[: len(begin)] for line, begin in zip(said[1:], last, strict=True)] == last
+
+
+@pytest.mark.parametrize(("kvm", "uml_is_built"), [(True, False), (False, True)])
+def test_nothing_follows_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, kvm: bool, uml_is_built: bool
+) -> None:
+    computer(monkeypatch, kvm=kvm, image="7.3.4", uml_is_built=uml_is_built)
+    monkeypatch.setattr(runner, "provide_parts", None)
+    prepare_quickest(Progress(), passed=True)
 
 
 def computer(

@@ -1,5 +1,6 @@
 """Names and addresses of links, and the agent making them in real namespaces."""
 
+import ast
 import json
 import os
 import subprocess
@@ -38,12 +39,12 @@ def call() -> Iterator[Call]:
     assert proc.stdin
     assert proc.stdout
     stdin, stdout = proc.stdin, proc.stdout
-    assert json.loads(stdout.readline()) == {"id": 0, "ok": "ready"}
+    assert ast.literal_eval(stdout.readline()) == {"id": 0, "ok": "ready"}
 
     def request(do: str, **arguments: Any) -> Any:
-        stdin.write(json.dumps({"id": 7, "do": do, "with": arguments}) + "\n")
+        stdin.write(ascii({"id": 7, "do": do, "with": arguments}) + "\n")
         stdin.flush()
-        answer = json.loads(stdout.readline())
+        answer = ast.literal_eval(stdout.readline())
         assert answer.pop("id") == 7
         return answer
 

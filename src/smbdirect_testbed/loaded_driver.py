@@ -35,21 +35,6 @@ done
 [ -z "$notes" ] || exec od -An -v -tx1 -w36 $notes
 """
 
-# For a machine without an agent of its own. What ours need of the distribution comes by modprobe;
-# ours by insmod, from our build. In a clone all of it is there already.
-_LOAD_SCRIPT = """
-needed=$1 offered=$2 directory=$3; shift 3
-[ -d "$directory" ] || { mkdir -p "$directory" && cp "$offered"/* "$directory"/; } || exit
-missing=
-for m in $needed "$@"; do [ -e "/sys/module/$m" ] || missing=$m; done
-if [ "$missing" ]; then
-    modprobe --all $needed || exit
-    for m in "$@"; do
-        [ -e "/sys/module/$m" ] || insmod "$directory/$m.ko" || exit
-    done
-fi
-"""
-
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
@@ -96,18 +81,15 @@ class LoadedDriver:
         """
         needed = [*_DISTRIBUTION_MODULES, *self._needed_modules()]
         offered = str(self._machine.shared.path_there(self._offered))
-        if agent := self._machine.agent:
-            notes = agent.call(
-                "load_modules",
-                needed=needed,
-                offered=offered,
-                directory=str(self.directory),
-                ours=self.names,
-            )
-            self._check(_build_ids(notes))
-        else:
-            arguments = [" ".join(needed), offered, str(self.directory), *self.names]
-            self._check(self._loaded(_LOAD_SCRIPT + _LOADED_SCRIPT, arguments))
+        assert self._machine.agent
+        notes = self._machine.agent.call(
+            "load_modules",
+            needed=needed,
+            offered=offered,
+            directory=str(self.directory),
+            ours=self.names,
+        )
+        self._check(_build_ids(notes))
 
     def check(self) -> None:
         """Raise :class:`ProvisionError` unless every module is loaded and of our build."""
@@ -125,11 +107,7 @@ class LoadedDriver:
 
     def loaded(self) -> dict[str, str]:
         """The build ids (hexadecimal) of those of our modules that are loaded, by name."""
-        return self._loaded(_LOADED_SCRIPT, self.names)
-
-    def _loaded(self, script: str, arguments: list[str]) -> dict[str, str]:
-        """What a script prints that ends with :data:`_LOADED_SCRIPT`."""
-        lines = self._machine.run(["sh", "-c", script, "driver", *arguments]).stdout
+        lines = self._machine.run(["sh", "-c", _LOADED_SCRIPT, "driver", *self.names]).stdout
         names = [line for line in lines.splitlines() if not line.startswith(" ")]
         notes = [line.replace(" ", "") for line in lines.splitlines() if line.startswith(" ")]
         return _build_ids(dict(zip(names, notes, strict=True)))

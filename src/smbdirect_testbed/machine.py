@@ -44,7 +44,7 @@ class Machine(ABC):
     prepared: Mapping[str, str] = MappingProxyType({})
     """What is known of a clone: what the preparation of its template returned."""
     agent: AgentClient | None = None
-    """The agent, if the machine holds the connection to it."""
+    """The agent, while there is one: the carrier's, or that of :func:`running_agent`."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name

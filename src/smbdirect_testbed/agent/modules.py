@@ -1,4 +1,4 @@
-"""Kernel modules, loaded without insmod(8) and modprobe(8): starting these takes longer."""
+"""Kernel modules, loaded mostly without insmod(8) and modprobe(8): starting these takes longer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import errno
 import os
 
 from smbdirect_testbed.agent import kernel
+from smbdirect_testbed.agent.commands import Call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smbdirect_testbed.agent.places import Places
 
 
-def load(needed: list[str], offered: str, directory: str, ours: list[str]) -> dict[str, str]:
+def load(
+    places: Places, needed: list[str], offered: str, directory: str, ours: list[str]
+) -> dict[str, str]:
     """Load modules, unless they are loaded; return the notes with the build ids of ours.
 
+    :param places: for starting programs
     :param needed: names of the kernel's own modules; with what these depend on
     :param offered: a directory with the driver
     :param directory: gets a copy of that, unless it is there
@@ -20,8 +28,13 @@ def load(needed: list[str], offered: str, directory: str, ours: list[str]) -> di
     if not os.path.isdir(directory):
         _copy(offered, directory)
     if not all(map(_is_loaded, ours)):
-        for file in _files(needed):
-            _load(file)
+        files = _files(needed)
+        if all(file.endswith(".ko") for file in files):
+            for file in files:
+                _load(file)
+        elif problem := Call(["modprobe", "--all", *needed], places, 0).finish():
+            # Compressed, as some distributions have them.
+            raise OSError(problem)
         for name in ours:
             _load(f"{directory}/{name}.ko")
     return {name: note for name in ours if (note := _note(name))}

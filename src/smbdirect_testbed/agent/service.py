@@ -46,7 +46,7 @@ class Agent:
         wire = Wire(self._places)
         # What is done beside everything else, with which it has nothing to do.
         self._beside: dict[str, Callable[..., Any]] = {
-            "load_modules": modules.load,
+            "load_modules": partial(modules.load, self._places),
             "capture": wire.capture,
         }
         self._others: dict[str, Callable[..., Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
@@ -12,6 +13,9 @@ from smbdirect_testbed.bench import report as bench_report
 from smbdirect_testbed.bench import rows as bench_rows
 from smbdirect_testbed.errors import ProvisionError, TestbedError
 from smbdirect_testbed.progress import Progress
+
+_FILE_WIDTH = 200
+"""Columns."""
 
 
 @click.command()
@@ -43,7 +47,9 @@ def bench(rows: tuple[str, ...], times: int, carriers: tuple[str, ...]) -> None:
         except TestbedError as e:
             progress.say(f"{row}: could not be measured: {e.message}")
             failed[row] = e
-    Console(highlight=False).print(bench_report.table(figures))
+    # Into a file, the lines may be as long as they are.
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    Console(highlight=False, width=width).print(bench_report.table(figures))
     directory = paths.results() / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
     click.echo(f"all figures: {bench_report.write(figures, directory)}")
     if file := bench_report.plot(figures, directory):

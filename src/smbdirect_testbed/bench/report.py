@@ -68,7 +68,7 @@ def plot(figures: Sequence[Figure], directory: Path) -> Path | None:
     axes = canvas.subplots()
     for figure in drawn:
         numbers, seconds = zip(*figure.points, strict=True)
-        axes.plot(numbers, seconds, marker="o", label=figure.row.removeprefix("hosts-"))
+        axes.plot(numbers, seconds, marker="o", label=figure.row)
     axes.set_xlabel("hosts in one machine")
     axes.set_ylabel("seconds to make them, with links and RDMA links")
     axes.set_ylim(bottom=0)
