@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,15 +21,17 @@ from smbdirect_testbed.progress import Progress
 # Everything else is imported by the command that needs it: importing all of it would take most of
 # the time from typing to the first scenario.
 if TYPE_CHECKING:
-    from smbdirect_testbed.host import Host
-    from smbdirect_testbed.instance import Instance
     from smbdirect_testbed.spec import EnvironmentSpec
 
 _ELSEWHERE = {
-    "bench": "smbdirect_testbed.bench.cli",
-    "echo": "smbdirect_testbed.echo.cli",
+    "bench": ("smbdirect_testbed.bench.cli", "bench"),
+    "down": ("smbdirect_testbed.instance_cli", "down"),
+    "echo": ("smbdirect_testbed.echo.cli", "echo"),
+    "exec": ("smbdirect_testbed.instance_cli", "exec_"),
+    "shell": ("smbdirect_testbed.instance_cli", "shell"),
+    "status": ("smbdirect_testbed.instance_cli", "status"),
 }
-"""Commands by name, and the modules that have them under these names."""
+"""Commands by name, and the modules that have them, with their names there."""
 
 
 class _Commands(click.Group):
@@ -41,7 +42,8 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _ELSEWHERE:
-            found: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+            module, name = _ELSEWHERE[cmd_name]
+            found: click.Command = getattr(importlib.import_module(module), name)
             return found
         return super().get_command(ctx, cmd_name)
 
@@ -206,75 +208,6 @@ def prepare(env: str | None, driver: Path | None) -> None:
     progress.say(f"{spec.name} is prepared")
 
 
-_instance_option = click.option(
-    "--instance", metavar="NAME", help="Which one, when more than one is up (see status)."
-)
-
-
-@cli.command()
-@click.argument("host", required=False)
-@_instance_option
-def shell(host: str | None, instance: str | None) -> int:
-    """A shell on HOST of the environment that is up; on the client if left out."""
-    from smbdirect_testbed.instance import find_instance
-
-    found = _host(find_instance(instance), host or "client")
-    return subprocess.call(found.argv(["bash", "-l"], tty=True))
-
-
-@cli.command(
-    name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
-@_instance_option
-@click.argument("host")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
-    """Run CMD on HOST of the environment that is up: exec HOST -- CMD...
-
-    Standard input, output, error and the exit status are the command's.
-    """
-    from smbdirect_testbed.instance import find_instance
-
-    if command[0] == "--":
-        command = command[1:]
-    if not command:
-        raise UsageError("there is no command to run", hint="exec HOST -- CMD...")
-    return subprocess.call(_host(find_instance(instance), host).argv(command))
-
-
-@cli.command()
-def status() -> None:
-    """Show the environments that are up, and their hosts."""
-    from smbdirect_testbed.instance import instances
-
-    found = instances()
-    if not found:
-        click.echo("nothing is up")
-    for instance in found:
-        what = "up" if instance.kept else "running" if instance.in_use() else "orphan"
-        hosts = instance.hosts() if instance.environment else {}
-        click.echo(
-            f"{instance.name}: {what}, environment {instance.environment or '?'}, "
-            f"{instance.age / 60:.0f} min, hosts {', '.join(hosts) or 'none yet'}"
-        )
-        for machine in {id(h.machine): h.machine for h in hosts.values()}.values():
-            if reason := machine.death():
-                click.echo(f"  machine {machine.name} is dead: {reason}")
-
-
-@cli.command()
-@click.argument("instance", required=False)
-def down(instance: str | None) -> None:
-    """End the environment that is up (INSTANCE, when there are more)."""
-    from smbdirect_testbed.instance import find_instance
-
-    found = find_instance(instance)
-    if found.in_use():
-        raise UsageError(f"{found.name} belongs to a run that goes on", hint="end that run first")
-    found.remove()
-    click.echo(f"{found.name} is down")
-
-
 @cli.command(name="list")
 def list_() -> None:
     """List the environments, with what each is for."""
@@ -365,13 +298,6 @@ def _is_path(word: str) -> bool:
     return not word.endswith(".toml") and (
         "::" in word or word.endswith(".py") or "/" in word or Path(word).is_dir()
     )
-
-
-def _host(instance: Instance, name: str) -> Host:
-    hosts = instance.hosts()
-    if name not in hosts:
-        raise UsageError(f"there is no host {name}", hint=f"hosts are: {', '.join(hosts)}")
-    return hosts[name]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

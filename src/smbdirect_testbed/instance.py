@@ -113,7 +113,7 @@ class Instance:
 def instances() -> list[Instance]:
     """All instances, the oldest first."""
     root = paths.state()
-    found = [Instance(p.name, p) for p in root.glob("[!.]*")] if root.exists() else []
+    found = [Instance(p.name, p) for p in root.glob("[!.]*") if p.is_dir()] if root.exists() else []
     return sorted(found, key=lambda i: i.directory.stat().st_mtime)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,24 @@ def test_machine_is_out_of_memory(testbed: Testbed, tmp_path: Path) -> None:
     assert outcomes["test_takes_all"]["outcome"] == "failed"
     assert "Out of memory" in outcomes["test_takes_all"]["message"]
     assert outcomes["test_goes_on"]["outcome"] == "passed"
+
+
+_ENDS_THE_CAPTURE = '''
+def test_ends_the_capture(client):
+    client.run(["pkill", "tcpdump"])
+
+def test_goes_on(client):
+    ignored = client.machine.run(["grep", "SigIgn", "/proc/1/status"]).stdout.split()
+    assert int(ignored[1], 16) == 0
+'''
+
+
+def test_capture_ends_and_no_signal_is_ignored(testbed: Testbed, tmp_path: Path) -> None:
+    """Nobody waits for a dead tcpdump's markers; and what Python ignores, init does not."""
+    scenarios = tmp_path / "test_capture.py"
+    scenarios.write_text(_ENDS_THE_CAPTURE)
+    begun = time.monotonic()
+    outcome = testbed.run("run", "uml-rxe", str(scenarios))
+    assert time.monotonic() - begun < 60
+    assert outcome.record["counts"]["passed"] == 2
+    assert any("tcpdump has ended" in note for note in outcome.record["notes"])
