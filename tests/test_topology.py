@@ -120,10 +120,11 @@ def test_what_the_kernel_refuses_is_told(call: Call) -> None:
     call("make_hosts", namespaces=["a", "b"], machine_stack=[])
     bad = {**_end("b", 2), "ipv4": "10.77.0.2/99"}
     answer = call("make_links", links=[_link(_end("a", 1), bad)])
-    assert answer["error"].startswith("make_links: OSError: on host b: ip -batch -: ")
+    said = "make_links: OSError: interface smb0 of host b: Invalid argument (ipv4: Invalid prefix"
+    assert answer["error"].startswith(said)
     wanted = {"host": "a", "device": "smb7", "kind": "rxe", "name": "rxe7", "gids": 1}
     answer = call("make_rdma_links", links=[wanted])
-    start = "make_rdma_links: OSError: on host a: RDMA link rxe7 of type rxe on smb7: "
+    start = "make_rdma_links: OSError: RDMA link rxe7 of type rxe on smb7 of host a: "
     assert answer["error"].startswith(start)
 
 

@@ -3,9 +3,6 @@
 A host in a namespace is a process that sleeps in network, mount and UTS namespaces of its own.
 Commands enter these, so that a mount made by one command is there for the next (``ip netns exec``
 would give every command a mount namespace of its own).
-
-Links are made by iproute2, several steps at once: a netlink library takes longer to import than all
-of them take to be made.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import _socket as socket
 import os
 
-from smbdirect_testbed.agent import kernel, nldev
+from smbdirect_testbed.agent import kernel, nldev, rtnetlink
 from smbdirect_testbed.agent.commands import Call
 from smbdirect_testbed.agent.light import partial, signal
 
@@ -28,6 +25,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _SO_TIMESTAMP = 29
+_FIRST_INDEX = 1000
+"""Of interfaces in namespaces. By themselves, the first of each namespace have the same index; and
+then the kernel takes two ends of a pair for no pair, and up to a second to find that they are up
+(``linkwatch_urgent_event`` in ``net/core/link_watch.c``)."""
 _INTERFACES = "/sys/class/net"
 _RDMA = "/sys/class/infiniband"
 
@@ -66,24 +67,25 @@ class Hosts:
         permanent neighbour entries, so that the first RDMA connection does not wait 5 s for the
         address resolution of ib_core; delay, milliseconds, and loss, per cent, in each direction.
         """
-        joining: list[str] = []
-        settling: dict[str, list[str]] = {}
         ends = [end for link in links for end in link["ends"]]
         for link in links:
             a, b = link["ends"]
-            wanted = [f"{_temporary(e)} mtu {link['mtu']} address {e['mac']}" for e in (a, b)]
-            joining.append(f"link add {wanted[0]} type veth peer name {wanted[1]}")
-            for end, peer in ((a, b), (b, a)):
-                joining += self._handed_over(end)
-                steps = settling.setdefault(end["host"], [])
-                steps += self._settling(end, peer if link["neighbours"] else None)
-        # A veth's other end goes with it.
-        self.interfaces += [(a["host"], a["device"]) for a, _ in (link["ends"] for link in links)]
-        self._ip({"": joining})
-        self._believe_addresses(ends)
-        self._ip(settling)
+            first = _FIRST_INDEX + 2 * len(self.interfaces)
+            pair = [
+                rtnetlink.veth_end(
+                    e["device"], e["mac"], link["mtu"], self.holders[e["host"]], first + side
+                )
+                for side, e in enumerate((a, b))
+            ]
+            with _Doing(f"a link between hosts {a['host']} and {b['host']}"):
+                rtnetlink.make_veth(*pair)
+            # The other end goes with it.
+            self.interfaces.append((a["host"], a["device"]))
         for link in links:
-            for end in link["ends"]:
+            for end, peer in (link["ends"], link["ends"][::-1]):
+                # One after the other: threads at the same time would mostly wait for each other.
+                known = peer if link["neighbours"] else None
+                self._in_stack(end["host"], partial(_settle, end, known))
                 self._shape(end, link["delay"], link["loss"])
         for end in ends:
             self._wait_up(end)
@@ -106,10 +108,11 @@ class Hosts:
             for name in os.listdir(_INTERFACES)
             if kernel.read(f"{_INTERFACES}/{name}/address").strip() == end["mac"]
         )
-        steps = [f"link set {found} down", f"link set {found} name {_temporary(end)} mtu {mtu}"]
-        self._ip({"": [*steps, *self._handed_over(end)]})
-        self._believe_addresses([end])
-        self._ip({end["host"]: self._settling(end, peer if neighbours else None)})
+        pid = self.holders[end["host"]]
+        with _Doing(f"interface {end['device']} of host {end['host']}"):
+            kernel.switch_interface(found, on=False)
+            rtnetlink.move(found, end["device"], mtu, pid)
+        self._in_stack(end["host"], partial(_settle, end, peer if neighbours else None))
         self._shape(end, delay, loss)
         self._wait_up(end)
 
@@ -132,11 +135,8 @@ class Hosts:
     def _add_rdma_links(self, links: list[dict[str, Any]]) -> None:
         for link in links:
             host, name, kind, device = (link[key] for key in ("host", "name", "kind", "device"))
-            try:
+            with _Doing(f"RDMA link {name} of type {kind} on {device} of host {host}"):
                 nldev.add_link(name, kind, device)
-            except OSError as e:
-                wanted = f"RDMA link {name} of type {kind} on {device}"
-                raise OSError(f"on host {host}: {wanted}: {e.strerror}") from e
             self.rdma_links.append((host, name))
 
     def unmake(self) -> None:
@@ -149,13 +149,10 @@ class Hosts:
             host, name = self.rdma_links.pop()
             self._in_stack(host, partial(nldev.remove_link, name))
             kernel.wait(partial(_gone, f"{_RDMA}/{name}"), f"RDMA link {name} to go")
-        there = [
-            (host, device)
-            for host, device in self.interfaces
-            if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}"))
-        ]
-        self._ip(_grouped([(host, f"link del {device}") for host, device in there]))
-        self.interfaces.clear()
+        while self.interfaces:
+            host, device = self.interfaces.pop()
+            if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}")):
+                self._in_stack(host, partial(rtnetlink.remove, device))
         self._places.leave()
         for pid in self.holders.values():
             if pid:
@@ -163,44 +160,15 @@ class Hosts:
                 os.waitpid(pid, 0)
         self.holders.clear()
 
-    def _handed_over(self, end: dict[str, Any]) -> list[str]:
-        """Steps that bring an interface from the machine's own stack into an end's host."""
-        if pid := self.holders[end["host"]]:
-            return [f"link set {_temporary(end)} netns {pid}"]
-        return []
-
-    def _believe_addresses(self, ends: list[dict[str, Any]]) -> None:
-        """Do without the detection of duplicate addresses; a namespace has that set."""
-        for end in ends:
-            if not self.holders[end["host"]]:
-                kernel.write_sysctls({f"net/ipv6/conf/{_temporary(end)}/accept_dad": "0"})
-
-    def _settling(self, end: dict[str, Any], peer: dict[str, Any] | None) -> list[str]:
-        """Steps that give an interface in its host its name and addresses, and switch it on.
-
-        :param peer: the other end, for permanent neighbour entries
-        """
-        device = end["device"]
-        steps = [
-            f"link set {_temporary(end)} name {device}",
-            f"addr add {end['ipv4']} dev {device}",
-            f"addr add {end['ipv6']} dev {device} nodad",
-            f"link set {device} up",
-        ]
-        if peer:
-            for key in ("ipv4", "ipv6"):
-                address = peer[key].split("/")[0]
-                lladdr = f"lladdr {peer['mac']} nud permanent"
-                steps.append(f"neigh replace {address} dev {device} {lladdr}")
-        return steps
-
     def _shape(self, end: dict[str, Any], delay: float, loss: float) -> None:
         """Have packets come late or not at all; nothing happens without need."""
         what = ["delay", f"{delay}ms"] if delay else []
         what += ["loss", f"{loss}%"] if loss else []
         if what:
             tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
-            self._run({end["host"]: ([*tc, "limit", "100000"], None)})
+            call = Call([*tc, "limit", "100000"], self._places, self.holders[end["host"]])
+            if problem := call.finish():
+                raise OSError(f"on host {end['host']}: {problem}")
 
     def _wait_up(self, end: dict[str, Any]) -> None:
         host, device = end["host"], end["device"]
@@ -214,26 +182,35 @@ class Hosts:
     def _in_stack(self, host: str, do: Callable[[], T]) -> T:
         return self._places.call(self.holders[host], do)
 
-    def _ip(self, steps: dict[str, list[str]]) -> None:
-        """Have iproute2 take steps in hosts, all at once; "" is the machine's own stack."""
-        batch = ["ip", "-batch", "-"]
-        self._run({host: (batch, "\n".join([*taken, ""])) for host, taken in steps.items()})
 
-    def _run(self, commands: dict[str, tuple[list[str], str | None]]) -> None:
-        """Run a command with its input in each host, all at once, and wait for all."""
-        started = {
-            host: Call(argv, self._places, self.holders[host] if host else 0, input)
-            for host, (argv, input) in commands.items()
-        }
-        problems = {host: call.finish() for host, call in started.items()}
-        for host, problem in problems.items():
-            if problem:
-                raise OSError(f"on host {host}: {problem}" if host else problem)
+class _Doing:
+    """Tells what it was that the kernel refused."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise OSError(f"{self._what}: {error.strerror or error}") from error
 
 
-def _temporary(end: dict[str, Any]) -> str:
-    """A name for an interface until it is in its host: unique in the machine's own stack."""
-    return "t" + str(end["mac"]).replace(":", "")
+def _settle(end: dict[str, Any], peer: dict[str, Any] | None) -> None:
+    """Give an interface in its host its addresses, and switch it on.
+
+    :param peer: the other end, if it is to be known as a neighbour for good
+    """
+    device = end["device"]
+    with _Doing(f"interface {device} of host {end['host']}"):
+        # Addresses here are nobody else's.
+        kernel.write_sysctls({f"net/ipv6/conf/{device}/accept_dad": "0"})
+        for key in ("ipv4", "ipv6"):
+            rtnetlink.add_address(device, end[key])
+        kernel.switch_interface(device, on=True)
+        if peer:
+            for key in ("ipv4", "ipv6"):
+                rtnetlink.add_neighbour(device, peer[key].partition("/")[0], peer["mac"])
 
 
 def _grouped(pairs: list[tuple[K, T]]) -> dict[K, list[T]]:
@@ -275,7 +252,7 @@ def _start_holder(name: str) -> tuple[int, int]:
             kernel.mount("sysfs", "/sys", "sysfs", 0)
             socket.sethostname(name)
             kernel.write_sysctls({"net/ipv6/conf/default/accept_dad": "0"})
-            kernel.interface_up("lo")
+            kernel.switch_interface("lo", on=True)
             os.write(tell, b"1")
         except BaseException as e:
             os.write(tell, str(e).encode())

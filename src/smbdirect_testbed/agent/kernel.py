@@ -90,13 +90,14 @@ def load_module(path: str) -> None:
         _check(int(_libc.syscall(number, file.fileno(), b"", 0)))
 
 
-def interface_up(name: str) -> None:
-    """Switch an interface on; netdevice(7)."""
+def switch_interface(name: str, *, on: bool) -> None:
+    """Switch an interface of the caller's network namespace on or off; netdevice(7)."""
     any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         request = struct.pack("16sH22x", name.encode(), 0)
         (flags,) = struct.unpack_from("16xH", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
-        request = struct.pack("16sH22x", name.encode(), flags | _IFF_UP)
+        flags = flags | _IFF_UP if on else flags & ~_IFF_UP
+        request = struct.pack("16sH22x", name.encode(), flags)
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
     finally:
         any_socket.close()
