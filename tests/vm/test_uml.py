@@ -72,14 +72,14 @@ def test_machine_is_out_of_memory(testbed: Testbed, tmp_path: Path) -> None:
     assert outcomes["test_goes_on"]["outcome"] == "passed"
 
 
-_ENDS_THE_CAPTURE = '''
+_ENDS_THE_CAPTURE = """
 def test_ends_the_capture(client):
     client.run(["pkill", "tcpdump"])
 
 def test_goes_on(client):
     ignored = client.machine.run(["grep", "SigIgn", "/proc/1/status"]).stdout.split()
     assert int(ignored[1], 16) == 0
-'''
+"""
 
 
 def test_capture_ends_and_no_signal_is_ignored(testbed: Testbed, tmp_path: Path) -> None:
