@@ -174,9 +174,11 @@ def _favour(pid: int) -> None:
 
 def _send_markers(label: str, addresses: list[str]) -> None:
     for address in addresses:
-        _send(f"{label} {address}.".encode(), address)
-    for _ in range(_PADDINGS):
-        _send(label.encode() + _PADDING, addresses[-1])
+        marker = f"{label} {address}.".encode()
+        _send(marker, address)
+        # Each is one, too: a link may lose packets.
+        for _ in range(_PADDINGS):
+            _send(marker + _PADDING, address)
 
 
 def _send(data: bytes, address: str) -> None:
