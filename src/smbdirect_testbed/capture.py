@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _MARKER_WITHIN = 128
 """Bytes of a frame among which a marker is, if it is one: all headers, and those of an error."""
 _MARKER_TIMEOUT = 90.0
 """Seconds; after a copy of 20 MiB in an emulated machine on a busy computer it can take 20."""
+_LOOK = 1.0
+"""Seconds after which a wait for a marker looks whether tcpdump lives."""
 _LARGEST_SLICE = 256 << 20
 """Bytes of frames kept for one scenario's file; what comes later is counted only."""
 
@@ -101,8 +104,19 @@ class WireCapture:
         counters = self._mark(label)
         # As the agent spells it: on each link another.
         missing = {f"{label} {address}.".encode() for address in self._addresses}
+        search = _Search(self._file, self._queue, missing)
+        look = time.monotonic() + _LOOK
+
+        def found() -> tuple[list[Record]] | None:
+            nonlocal look
+            if (records := search.found()) is None and time.monotonic() > look:
+                # It may have ended when it had been asked to mark.
+                _agent(self._client).call("require_capture")
+                look += _LOOK
+            return records
+
         records = wait_until(
-            _Search(self._file, self._queue, missing).found,
+            found,
             f"a marker in the capture of {self._client.name}",
             timeout=self._timeout,
             interval=0.01,

@@ -51,6 +51,7 @@ class Agent:
         }
         self._others: dict[str, Callable[..., Any]] = {
             "mark": wire.mark,
+            "require_capture": wire.require_capture,
             "end_capture": wire.end_capture,
             "freeze": self._freeze,
             "thaw": self._thaw,

@@ -86,7 +86,7 @@ class Wire:
         self._pumping.acquire()
         _thread.start_new_thread(self._pump, (pipe, file, pause))
         kernel.wait(lambda: "listening on" in self._log() or self._is_dead(), "tcpdump to listen")
-        self._require_life()
+        self.require_capture()
 
     def mark(
         self, place: int, label: str, addresses: list[str], rdma_links: list[str]
@@ -96,7 +96,7 @@ class Wire:
         :returns: ``rdma``, packets sent and received by each RDMA link that counts them; ``snmp``,
             the text of ``/proc/net/snmp``
         """
-        self._require_life()
+        self.require_capture()
         self._places.call(place, partial(_send_markers, label, addresses))
         snmp = self._places.call(place, partial(kernel.read, "/proc/thread-self/net/snmp"))
         return {"rdma": {n: c for n in rdma_links if (c := _port_counters(n))}, "snmp": snmp}
@@ -118,7 +118,8 @@ class Wire:
         # Its status stays there to be asked for.
         return bool(os.waitid(os.P_PID, self._tcpdump, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
-    def _require_life(self) -> None:
+    def require_capture(self) -> None:
+        """Raise :class:`OSError` if there is no capture, or no longer."""
         if not self._tcpdump or self._is_dead():
             raise OSError(f"tcpdump has ended: {self._log().strip()}")
 
