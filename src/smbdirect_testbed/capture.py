@@ -40,7 +40,7 @@ _LARGEST_SLICE = 256 << 20
 _PAUSE = {"uml": 0.005}
 """Seconds between small writes where they cost little."""
 _LONG_PAUSE = 0.1
-_RING = {"uml": 16384}
+_RING = {"uml": 32768}
 """KiB of tcpdump's ring where it keeps up, since there is nobody to have cleared it beforehand."""
 _LARGE_RING = 98304
 """Seconds to be cleared by an emulated machine: a template holds it cleared, and a clone has only

@@ -42,8 +42,6 @@ def _main() -> None:
     _mount("run", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     os.makedirs(_SHARED, exist_ok=True)
     if options.get("testbed.carrier") == "uml":
-        # What is read besides stays in the memory of every machine.
-        _write("/sys/block/ubda/queue/read_ahead_kb", "16")
         nic, scratch = "vec0", "/dev/ubdb"
         _mount("none", _SHARED, "hostfs", 0, options["testbed.shared"])
         # What is written to the shared directory is seen outside once it is written back: soon.
