@@ -28,7 +28,7 @@ SHARE_TAG = "testbed"
 
 _TRANSLATED = "48"
 """MiB of translated code that an emulator keeps. It would keep more than all the rest of a clone
-takes, and a run of everything is no quicker for it."""
+takes; see docs/performance.md."""
 
 
 class Accelerator(StrEnum):
