@@ -285,11 +285,11 @@ def _environment_and_scenarios(
 
     if what and not _is_path(what[0]):
         return what[0], list(what[1:])
-    name = default_environment(driver)
-    if name != quickest_environment():
+    name, quickest = default_environment(driver), quickest_environment()
+    if name != quickest:
         progress.say(
             f"in {name}, where the first verdict comes soonest; runs take a third of the time in"
-            f" {quickest_environment()}, once that has been built: smbdirect-testbed prepare"
+            f" {quickest}, once that has been built: smbdirect-testbed prepare"
         )
     return name, list(what)
 

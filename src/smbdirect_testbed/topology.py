@@ -37,8 +37,8 @@ def made_hosts(
 ) -> Iterator[Mapping[str, Host]]:
     """Make a spec's hosts, links and RDMA links; on exit unmake them, unless ``keep``.
 
-    Of a link between two machines only the ends are
-    made, on the interfaces that the machines were started with.
+    Of a link between two machines only the ends are made, on the interfaces that the machines were
+    started with.
 
     :param places: by the machine's name; with fewer than the spec's machines, only what is on
         those is made

@@ -32,6 +32,8 @@ _PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031
 _PIECE = 480 << 10
 """Bytes written at once: as many as one message of 9p carries."""
+_FILE_INTERVAL = 0.05
+"""Seconds between looks for the file that is to be written."""
 _LOOPBACK = 1
 """The interface's index in every network namespace."""
 _DISCARD_PORT = 9
@@ -97,8 +99,7 @@ class Wire:
             the text of ``/proc/net/snmp``
         """
         self.require_capture()
-        self._places.call(place, partial(_send_markers, label, addresses))
-        snmp = self._places.call(place, partial(kernel.read, "/proc/thread-self/net/snmp"))
+        snmp = self._places.call(place, partial(_mark_and_count, label, addresses))
         return {"rdma": {n: c for n in rdma_links if (c := _port_counters(n))}, "snmp": snmp}
 
     def end_capture(self) -> str:
@@ -140,7 +141,8 @@ class Wire:
             while not os.path.exists(path):
                 if self._is_dead():
                     return
-                time.sleep(0.05)
+                # Without a deadline: in a template it comes with a clone, which may be days later.
+                time.sleep(_FILE_INTERVAL)
             file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 while size := os.readv(pipe, [buffer]):
@@ -149,6 +151,7 @@ class Wire:
                         done += os.write(file, buffer[done:size])
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
                     if size < _PIECE // 2:
+                        # Nothing is waited for: what comes meanwhile makes one larger write.
                         time.sleep(pause)
             finally:
                 os.close(file)
@@ -173,13 +176,14 @@ def _favour(pid: int) -> None:
         return
 
 
-def _send_markers(label: str, addresses: list[str]) -> None:
+def _mark_and_count(label: str, addresses: list[str]) -> str:
     for address in addresses:
         marker = f"{label} {address}.".encode()
         _send(marker, address)
         # Each is one, too: a link may lose packets.
         for _ in range(_PADDINGS):
             _send(marker + _PADDING, address)
+    return kernel.read("/proc/thread-self/net/snmp")
 
 
 def _send(data: bytes, address: str) -> None:

@@ -70,7 +70,7 @@ def plot(figures: Sequence[Figure], directory: Path) -> Path | None:
         numbers, seconds = zip(*figure.points, strict=True)
         axes.plot(numbers, seconds, marker="o", label=figure.row)
     axes.set_xlabel("hosts in one machine")
-    axes.set_ylabel("seconds to make them, with links and RDMA links")
+    axes.set_ylabel("seconds to make them, with their links")
     axes.set_ylim(bottom=0)
     axes.legend()
     file = directory / "hosts.svg"
