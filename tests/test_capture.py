@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.frames import ROCE_SEND, frame, record, roce, tcp, udp
+from tests.captured_frames import ROCE_SEND, frame, record, roce, tcp, udp
 
 from smbdirect_testbed import pcap
 from smbdirect_testbed.capture import TransportNotProven, Wire, WireCapture

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tests.frames import (
+from tests.captured_frames import (
     ROCE_ACK,
     ROCE_CM,
     ROCE_READ_RESPONSE,
