@@ -44,7 +44,6 @@ mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs run run
 mkdir run/state run/mount
-mount -t tmpfs tmp tmp
 release=$(uname -r)
 rm -rf "usr/lib/modules/$release"
 mkdir -p "usr/lib/modules/$release/extra"
@@ -91,7 +90,7 @@ class Runner:
             "HOME": str(Path.home()),
             "SMBDIRECT_TESTBED_CACHE": str(paths.cache()),
             "SMBDIRECT_TESTBED_STATE": "/run/state",
-            "SMBDIRECT_TESTBED_RESULTS": "/tmp/results",
+            "SMBDIRECT_TESTBED_RESULTS": "/run/results",
         }
         there = ["env", "-i", *(f"{k}={v}" for k, v in variables.items())]
         return ["chroot", _ROOT, *there, sys.executable, "-m", "smbdirect_testbed", *arguments]
