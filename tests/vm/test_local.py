@@ -43,7 +43,7 @@ mount -t proc proc proc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs run run
-mkdir run/state run/mount
+mkdir run/state run/mount run/results
 release=$(uname -r)
 rm -rf "usr/lib/modules/$release"
 mkdir -p "usr/lib/modules/$release/extra"
