@@ -95,15 +95,20 @@ class Run:
         self.waited_for_servers = 0
         self.no_servers: ProvisionError | None = None
         self.rdma: RdmaType | None = RdmaType.RXE
-        self.output = b""
-        self.status = 0
+        self.answer: Callable[[list[str]], tuple[int, str]] = lambda command: (0, "")
+        """The status and output of a command that the client runs."""
         self.commands: list[list[str]] = []
+        self.waited_until_idle = 0
 
     def client_runs(self, command: list[str], **_: Any) -> CommandResult:
         self.commands.append(command)
         assert self.machine
         (self.machine.shared.here / "smbd" / "log.client").open("a").write(f"{command[-1]}\n")
-        return CommandResult(tuple(command), self.status, self.output.decode(), "said on stderr")
+        status, output = self.answer(command)
+        return CommandResult(tuple(command), status, output, "said on stderr")
+
+    def wait_until_idle(self) -> None:
+        self.waited_until_idle += 1
 
     def wait_for_servers(self) -> None:
         self.waited_for_servers += 1
@@ -133,6 +138,7 @@ class Run:
             account=TESTER,
             samba=SambaTransports(PurePosixPath("/testbed/driver/smbdirect-run")),
             host=None,
+            wait_until_idle=self.wait_until_idle,
         )
         end = SimpleNamespace(rdma=self.rdma)
         client = SimpleNamespace(run=self.client_runs, end_towards=lambda peer: end)

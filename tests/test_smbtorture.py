@@ -35,7 +35,7 @@ def sample(suite: str) -> bytes:
     ],
 )
 def test_recorded_suites(suite: str, announced: int | None, counts: dict[Said, int]) -> None:
-    output = parse(sample(suite))
+    output = parse(sample(suite), suite)
     assert output.announced == announced
     assert {o: sum(t.outcome is o for t in output.tests) for o in counts} == counts
     assert len(output.tests) == sum(counts.values())
@@ -43,7 +43,7 @@ def test_recorded_suites(suite: str, announced: int | None, counts: dict[Said, i
 
 
 def test_details_and_seconds() -> None:
-    tests = {t.name: t for t in parse(sample("smb2.create")).tests}
+    tests = {t.name: t for t in parse(sample("smb2.create"), "smb2.create").tests}
     assert tests["quota-fake-file"].detail == (
         "source4/torture/smb2/create.c:3730: status was NT_STATUS_ACCESS_DENIED, "
         "expected NT_STATUS_OK: smb2_create failed"
@@ -55,9 +55,9 @@ def test_details_and_seconds() -> None:
 @pytest.mark.parametrize("suite", ALL)
 def test_a_stream_cut_off_anywhere_is_noticed(suite: str) -> None:
     whole = sample(suite)
-    full = parse(whole)
+    full = parse(whole, suite)
     for length in range(0, len(whole) - 1, 7):
-        output = parse(whole[:length])
+        output = parse(whole[:length], suite)
         assert output.unreadable == ""
         complete = len(output.tests) == len(full.tests)
         lost = [t for t in output.tests if t.outcome is Said.ERROR]
@@ -81,16 +81,18 @@ def test_a_stream_cut_off_anywhere_is_noticed(suite: str) -> None:
     ],
 )
 def test_status_contradicts_results(status: int, problem: str) -> None:
-    (said,) = parse(sample("smb2.lock")).problems(status)
+    (said,) = parse(sample("smb2.lock"), "smb2.lock").problems(status)
     assert problem in said
 
 
 def test_no_results() -> None:
-    assert parse(b"Failed to connect\n").problems(1) == ["smbtorture produced no results"]
+    assert parse(b"Failed to connect\n", "smb2.rw").problems(1) == [
+        "smbtorture produced no results"
+    ]
 
 
 def test_what_is_no_subunit() -> None:
-    output = parse(b"time: yesterday\ntest: one\nsuccess: one\n")
+    output = parse(b"time: yesterday\ntest: one\nsuccess: one\n", "smb2.rw")
     assert [t.name for t in output.tests] == ["one"]
     assert output.problems(0) == ["the results cannot be read: 'time: yesterday'"]
 
@@ -174,7 +176,7 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", ALL)
 def test_the_projects_expectations_fit_the_recorded_suites(suite: str) -> None:
     ours = Expectations.load(paths.scenarios() / "smbtorture" / "knownfail.toml")
-    tests = parse(sample(suite)).tests
+    tests = parse(sample(suite), suite).tests
     for transport in Transport:
         outcomes = {ours.judge(suite, transport, t).outcome for t in tests}
         assert Outcome.FAILED not in outcomes

@@ -111,6 +111,21 @@ class Expectations:
             raise UsageError(f"{path}: {where}: {error['msg']}") from e
         return cls(path, tuple(entries))
 
+    def concern(self, suite: str, transport: Transport, *, rdma: RdmaType | None = None) -> bool:
+        """Whether anything is expected of a suite over a transport, on an RDMA link of a type."""
+        return any(e.concerns(suite, transport, rdma) for e in self.entries)
+
+    def entry(
+        self, suite: str, transport: Transport, test: str, *, rdma: RdmaType | None = None
+    ) -> Expectation | None:
+        """The first that is about a test of a suite, by its name."""
+        for entry in self.entries:
+            if entry.concerns(suite, transport, rdma) and any(
+                fnmatchcase(test, pattern) for pattern in entry.tests
+            ):
+                return entry
+        return None
+
     def judge(
         self, suite: str, transport: Transport, test: TortureTest, *, rdma: RdmaType | None = None
     ) -> Judgement:
@@ -118,15 +133,7 @@ class Expectations:
 
         :param rdma: the type of the RDMA link between client and server
         """
-        entry = next(
-            (
-                e
-                for e in self.entries
-                if e.concerns(suite, transport, rdma)
-                and any(fnmatchcase(test.name, pattern) for pattern in e.tests)
-            ),
-            None,
-        )
+        entry = self.entry(suite, transport, test.name, rdma=rdma)
         outcome, message = self._outcome(entry, test)
         return Judgement(test.name, outcome, test.seconds, message)
 

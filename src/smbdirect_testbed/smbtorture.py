@@ -28,6 +28,14 @@ class TortureTest:
     detail: str = ""
 
 
+def name_within(suite: str, full: str) -> str:
+    """A test's name within a suite: ``rw1`` for ``smb2.rw.rw1``.
+
+    ``smb2.connect`` is a suite and its only test; its name is ``connect``.
+    """
+    return suite.rpartition(".")[2] if full == suite else full.removeprefix(f"{suite}.")
+
+
 @dataclass(frozen=True)
 class TortureOutput:
     """A parsed run of a suite.

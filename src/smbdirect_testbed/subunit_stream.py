@@ -11,17 +11,19 @@ from typing import Any
 import subunit
 import testtools
 
-from smbdirect_testbed.smbtorture import Outcome, TortureOutput, TortureTest
+from smbdirect_testbed.smbtorture import Outcome, TortureOutput, TortureTest, name_within
 
 _LONGEST_DETAIL = 16384
 
 
-def parse(stream: bytes) -> TortureOutput:
-    """Read what ``smbtorture --format=subunit`` wrote: the line protocol, version 1.
+def parse(stream: bytes, suite: str) -> TortureOutput:
+    """Read what ``smbtorture --format=subunit --fullname`` wrote: the line protocol, version 1.
 
     A test that began and has no end, because the stream stops, becomes an error.
+
+    :param suite: what was run; the tests' names are those within it
     """
-    result = _Collector()
+    result = _Collector(suite)
     server = subunit.TestProtocolServer(result, stream=subunit.DiscardStream())
     unreadable = ""
     for line in stream.splitlines(keepends=True):
@@ -38,8 +40,9 @@ def parse(stream: bytes) -> TortureOutput:
 class _Collector(testtools.TestResult):
     """Gathers what subunit's parser reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, suite: str) -> None:
         super().__init__()
+        self._suite = suite
         self.tests: list[TortureTest] = []
         self.announced: int | None = None
         self._clock: datetime | None = None
@@ -87,4 +90,5 @@ class _Collector(testtools.TestResult):
             seconds = (self._clock - self._begun).total_seconds()
         said = [c.as_text().strip() for c in (details or {}).values()]
         detail = "\n".join([*said, text] if text else said)[:_LONGEST_DETAIL]
-        self.tests.append(TortureTest(test.id(), outcome, seconds, detail))
+        name = name_within(self._suite, test.id())
+        self.tests.append(TortureTest(name, outcome, seconds, detail))

@@ -91,3 +91,36 @@ def test_capture_ends_and_no_signal_is_ignored(testbed: Testbed, tmp_path: Path)
     assert time.monotonic() - begun < 60
     assert outcome.record["counts"]["passed"] == 2
     assert any("tcpdump has ended" in note for note in outcome.record["notes"])
+
+
+_STAYS_CONNECTED = """
+import pytest
+from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.spec import Transport
+from smbdirect_testbed.wait import wait_until
+
+def busy(smbd):
+    try:
+        smbd.wait_until_idle(timeout=0)
+    except ProvisionError:
+        return True
+
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.SMBDIRECT])
+def test_stays_connected(smbd, client, scenario_log, transport):
+    smbd.wait_until_idle()
+    stays = smbd.samba.command([
+        "smbclient", smbd.unc(client), f"--user={smbd.account.user}%{smbd.account.password}",
+        f"--option=client smb transports={smbd.samba.spelt([transport])}", "--command=!sleep 60",
+    ])
+    with client.background(stays, scenario_log / "smbclient.log"):
+        wait_until(lambda: busy(smbd), "a client of smbd's", timeout=20)
+        with pytest.raises(ProvisionError, match="still serves a client"):
+            smbd.wait_until_idle(timeout=1)
+    smbd.wait_until_idle()
+"""
+
+
+def test_smbd_is_idle_when_its_clients_are_gone(testbed: Testbed, tmp_path: Path) -> None:
+    scenarios = tmp_path / "test_idle.py"
+    scenarios.write_text(_STAYS_CONNECTED)
+    assert testbed.run("run", "uml-rxe", str(scenarios)).record["counts"]["passed"] == 2

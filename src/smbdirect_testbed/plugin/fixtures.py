@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smbdirect_testbed.host import Host
     from smbdirect_testbed.loaded_driver import LoadedDriver
     from smbdirect_testbed.plugin.run import RunPlugin
-    from smbdirect_testbed.smb.server import SmbServer
+    from smbdirect_testbed.smb.smbd import Smbd
 
 
 class Fixtures:
@@ -48,10 +48,10 @@ class Fixtures:
         return environment.driver
 
     @pytest.fixture(scope="session")
-    def smbd(self, environment: Environment) -> SmbServer:
+    def smbd(self, environment: Environment) -> Smbd:
         """The running smbd; the scenario is skipped in an environment without one."""
         if server := environment.server(ServerKind.SMBD):
-            return server
+            return cast("Smbd", server)
         pytest.skip(f"environment {environment.spec.name} has no smbd")
 
     @pytest.fixture(scope="session", autouse=True)
@@ -77,7 +77,7 @@ class Fixtures:
 
     @pytest.fixture
     def torture(
-        self, request: pytest.FixtureRequest, smbd: SmbServer, client: Host, scenario_log: Path
+        self, request: pytest.FixtureRequest, smbd: Smbd, client: Host, scenario_log: Path
     ) -> Torture:
         """smbtorture: ``torture.run("smb2.lock", Transport.SMBDIRECT)``."""
         return Torture(request.node, client, smbd, scenario_log, self._run.notes)

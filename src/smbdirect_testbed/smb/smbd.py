@@ -113,6 +113,15 @@ rm -f "$private/main" "$private/pump"
 rmdir "$group"
 """
 
+# smbd has a process for each connection, and gives it this title.
+_WAIT_UNTIL_IDLE = r"""
+group=$1 deadline=$(($(date +%s) + $2))
+while grep -asq "^smbd: client" $(sed "s,.*,/proc/&/cmdline," "$group/cgroup.procs"); do
+    [ "$(date +%s)" -lt "$deadline" ] || exit 1
+    sleep 0.02
+done
+"""
+
 
 class Smbd(SmbServer):
     """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct."""
@@ -178,6 +187,20 @@ class Smbd(SmbServer):
                 f"smbd on {self.host.name} did not stop within {_STOP_TIMEOUT} s and was killed",
                 detail=f"{e.output.strip()}\n{self.log_end()}",
             ) from e
+
+    def wait_until_idle(self, timeout: int = 30) -> None:
+        """Wait until it serves no client: so long it has the files open that clients left open.
+
+        :param timeout: seconds
+        :raises ProvisionError: there is one still
+        """
+        arguments = [str(self._group), str(timeout)]
+        script = ["sh", "-c", _WAIT_UNTIL_IDLE, "idle", *arguments]
+        if not self.host.run(script, timeout=timeout + 20, check=False).ok:
+            raise ProvisionError(
+                f"smbd on {self.host.name} still serves a client that ended {timeout} s ago",
+                detail=self.log_end(),
+            )
 
     def running(self) -> bool:
         test = 'kill -0 "$(cat "$0/main")"'
