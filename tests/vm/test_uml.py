@@ -110,7 +110,8 @@ def test_stays_connected(smbd, client, scenario_log, transport):
     smbd.wait_until_idle()
     stays = smbd.samba.command([
         "smbclient", smbd.unc(client), f"--user={smbd.account.user}%{smbd.account.password}",
-        f"--option=client smb transports={smbd.samba.spelt([transport])}", "--command=!sleep 60",
+        f"--option=client smb transports={smbd.samba.spelt([transport])}",
+        "--command=mkdir watched; notify watched",
     ])
     with client.background(stays, scenario_log / "smbclient.log"):
         wait_until(lambda: busy(smbd), "a client of smbd's", timeout=20)
