@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from smbdirect_testbed.agent.places import Places
 
+_SHARE = "trans=virtio,version=9p2000.L,msize=512000,cache=none,access=any"
 _MOUNTS = (
-    ("testbed", "/testbed", "9p", 0, "trans=virtio,version=9p2000.L,msize=512000,cache=none"),
+    ("testbed", "/testbed", "9p", 0, _SHARE),
     ("/dev/vdb", "/srv", "ext4", kernel.MS_NOATIME, None),
 )
 """What belongs to one machine alone and is no part of a template: as the image's init mounts it."""
