@@ -81,6 +81,7 @@ def offer_no_buffer(peer: Peer) -> dict[str, Any]:
 
 def misbehave(messages: list[bytes], peer: Peer) -> dict[str, Any]:
     answered(peer)
+    peer.granted(PROMPTLY)
     for message in messages:
         peer.send(message)
     return wait_for_end(peer)
@@ -89,6 +90,7 @@ def misbehave(messages: list[bytes], peer: Peer) -> dict[str, Any]:
 def be_odd(messages: list[bytes], content: bytes, peer: Peer) -> dict[str, Any]:
     """Send a frame; the client sends it back."""
     answered(peer)
+    peer.granted(PROMPTLY)
     for message in messages:
         peer.send(message)
     return {"end": "echoed" if peer.frame(PROMPTLY) == content else "something else"}
@@ -96,6 +98,7 @@ def be_odd(messages: list[bytes], content: bytes, peer: Peer) -> dict[str, Any]:
 
 def serve_oddly(answer: bytes, peer: Peer) -> dict[str, Any]:
     answered(peer, answer)
+    peer.granted(PROMPTLY)
     peer.send(data(b"well?", credits_granted=1))
     return {"end": peer.frame(PROMPTLY).decode()}
 

@@ -258,11 +258,20 @@ class Peer:
             if time.monotonic() > deadline:
                 raise Ended("silence")
             self._poll()
-            if not self._arrived and (ended := self.ended(0.001)):
+            # While this looks for the end, the last message may arrive.
+            if not self._arrived and (ended := self.ended(0.001)) and not self._arrived:
                 raise Ended(ended)
         slot, message = self._arrived.pop(0)
         self._post(slot)
         return message
+
+    def granted(self, seconds: float) -> None:
+        """Wait until the other side, a client, grants credits: before, it need not have a buffer.
+
+        :raises Ended: the connection ended, or nothing came in time
+        """
+        while not _DATA.unpack_from(self.receive(seconds))[1]:
+            pass
 
     def frame(self, seconds: float, *, grant: int = 1) -> bytes:
         """The other side's next frame; each of its messages is answered with credits.
