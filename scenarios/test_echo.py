@@ -108,8 +108,9 @@ def test_suite(
     """
     *checks, verdict = suite.run(transport, suite.addresses[address], only)
     variant = request.node.callspec.id
+    expected = _EXPECTATIONS.about("echo", transport, rdma=suite.rdma)
     for test in map(_test, checks):
-        judged = _EXPECTATIONS.judge("echo", transport, test, rdma=suite.rdma)
+        judged = expected.judge(test)
         report_part(request.node, f"echo[{variant}]", f"{test.name}[{variant}]", judged)
     assert sum(verdict["counts"].values()) == len(checks)
     assert verdict["counts"]["passed"] > 0

@@ -121,7 +121,7 @@ def test_judging(tmp_path: Path) -> None:
         which: Expectations, said: Said, name: str = "rw-none", over: str = "smbdirect"
     ) -> str:
         test = TortureTest(name, said, 0.1, "detail")
-        return which.judge("smb2.lock", Transport(over), test).outcome
+        return which.about("smb2.lock", Transport(over)).judge(test).outcome
 
     assert judge(known, Said.FAILURE) == Outcome.KNOWNFAIL
     assert judge(known, Said.SUCCESS) == Outcome.FAILED
@@ -133,20 +133,19 @@ def test_judging(tmp_path: Path) -> None:
     assert judge(known, Said.SUCCESS, over="tcp") == Outcome.PASSED
     assert judge(flapping, Said.FAILURE) == Outcome.KNOWNFAIL
     assert judge(flapping, Said.SUCCESS) == Outcome.PASSED
-    message = known.judge(
-        "smb2.lock", Transport.SMBDIRECT, TortureTest("async", Said.FAILURE, 0.1, "detail")
-    ).message
+    about = known.about("smb2.lock", Transport.SMBDIRECT)
+    message = about.judge(TortureTest("async", Said.FAILURE, 0.1, "detail")).message
     assert message == "knownfail: because\ndetail"
 
 
 def test_unmatched_entries(tmp_path: Path) -> None:
     known = expectations(tmp_path, ENTRY.format("knownfail"))
     tests = [TortureTest("rw-none", Said.FAILURE, 0.1)]
-    assert known.unmatched("smb2.lock", Transport.SMBDIRECT, tests) == [
+    assert known.about("smb2.lock", Transport.SMBDIRECT).unmatched(tests) == [
         "smb2.lock: no test is named async"
     ]
-    assert known.unmatched("smb2.lock", Transport.TCP, tests) == []
-    assert known.unmatched("smb2.read", Transport.SMBDIRECT, tests) == []
+    assert known.about("smb2.lock", Transport.TCP).unmatched(tests) == []
+    assert known.about("smb2.read", Transport.SMBDIRECT).unmatched(tests) == []
 
 
 @pytest.mark.parametrize(
@@ -178,6 +177,7 @@ def test_the_projects_expectations_fit_the_recorded_suites(suite: str) -> None:
     ours = Expectations.load(paths.scenarios() / "smbtorture" / "knownfail.toml")
     tests = parse(sample(suite), suite).tests
     for transport in Transport:
-        outcomes = {ours.judge(suite, transport, t).outcome for t in tests}
+        about = ours.about(suite, transport)
+        outcomes = {about.judge(t).outcome for t in tests}
         assert Outcome.FAILED not in outcomes
-        assert ours.unmatched(suite, transport, tests) == []
+        assert about.unmatched(tests) == []

@@ -111,29 +111,26 @@ class Expectations:
             raise UsageError(f"{path}: {where}: {error['msg']}") from e
         return cls(path, tuple(entries))
 
-    def concern(self, suite: str, transport: Transport, *, rdma: RdmaType | None = None) -> bool:
-        """Whether anything is expected of a suite over a transport, on an RDMA link of a type."""
-        return any(e.concerns(suite, transport, rdma) for e in self.entries)
-
-    def entry(
-        self, suite: str, transport: Transport, test: str, *, rdma: RdmaType | None = None
-    ) -> Expectation | None:
-        """The first that is about a test of a suite, by its name."""
-        for entry in self.entries:
-            if entry.concerns(suite, transport, rdma) and any(
-                fnmatchcase(test, pattern) for pattern in entry.tests
-            ):
-                return entry
-        return None
-
-    def judge(
-        self, suite: str, transport: Transport, test: TortureTest, *, rdma: RdmaType | None = None
-    ) -> Judgement:
-        """Compare a test with what is expected of it.
+    def about(
+        self, suite: str, transport: Transport, *, rdma: RdmaType | None = None
+    ) -> Expectations:
+        """Those about a suite over a transport.
 
         :param rdma: the type of the RDMA link between client and server
         """
-        entry = self.entry(suite, transport, test.name, rdma=rdma)
+        entries = tuple(e for e in self.entries if e.concerns(suite, transport, rdma))
+        return Expectations(self.path, entries)
+
+    def entry(self, test: str) -> Expectation | None:
+        """The first that is about a test, by its name."""
+        for entry in self.entries:
+            if any(fnmatchcase(test, pattern) for pattern in entry.tests):
+                return entry
+        return None
+
+    def judge(self, test: TortureTest) -> Judgement:
+        """Compare a test with what is expected of it."""
+        entry = self.entry(test.name)
         outcome, message = self._outcome(entry, test)
         return Judgement(test.name, outcome, test.seconds, message)
 
@@ -153,19 +150,11 @@ class Expectations:
         # An error is no expected failure: smbtorture crashed, or could not even begin.
         return Outcome.FAILED, test.detail or f"smbtorture says {test.outcome} and nothing else"
 
-    def unmatched(
-        self,
-        suite: str,
-        transport: Transport,
-        tests: Sequence[TortureTest],
-        *,
-        rdma: RdmaType | None = None,
-    ) -> list[str]:
-        """The patterns about a suite that match none of the tests of a full run of it."""
+    def unmatched(self, tests: Sequence[TortureTest]) -> list[str]:
+        """The patterns that match none of the tests of a full run."""
         return [
-            f"{suite}: no test is named {pattern}"
+            f"{entry.suite}: no test is named {pattern}"
             for entry in self.entries
-            if entry.concerns(suite, transport, rdma)
             for pattern in entry.tests
             if not any(fnmatchcase(test.name, pattern) for test in tests)
         ]

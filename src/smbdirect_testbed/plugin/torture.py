@@ -74,26 +74,29 @@ class Torture:
         :raises MachineDied: the machine stopped running
         """
         rdma = self._client.end_towards(self._server.host).rdma
-        expected = self.expectations.concern(suite, transport, rdma=rdma)
-        named = [f"{suite}.{t}" for t in tests] or (self._tests_of(suite) if expected else [suite])
-        apart = [
-            n
-            for n in named
-            if self.expectations.entry(suite, transport, name_within(suite, n), rdma=rdma)
-        ]
+        expected = self.expectations.about(suite, transport, rdma=rdma)
+        named = [f"{suite}.{t}" for t in tests] or (
+            self._tests_of(suite) if expected.entries else [suite]
+        )
+        apart = [n for n in named if expected.entry(name_within(suite, n))]
         others = [n for n in named if n not in apart]
         ran: list[TortureTest] = []
         if others:
-            ran += self._run(suite, transport, others, timeout)
+            ran += self._run(suite, transport, others, expected, timeout)
         if apart:
-            ran += self._run(suite, transport, apart, timeout)
+            ran += self._run(suite, transport, apart, expected, timeout)
             self._server.wait_until_idle()
-        for note in self.expectations.unmatched(suite, transport, ran, rdma=rdma):
+        for note in expected.unmatched(ran):
             if not tests and note not in self._notes:
                 self._notes.append(note)
 
     def _run(
-        self, suite: str, transport: Transport, tests: list[str], timeout: float
+        self,
+        suite: str,
+        transport: Transport,
+        tests: list[str],
+        expected: Expectations,
+        timeout: float,
     ) -> Sequence[TortureTest]:
         """Run tests of a suite, by their full names, and report each; see :meth:`run`."""
         command = self._command(transport, tests)
@@ -111,9 +114,8 @@ class Torture:
         output = parse(stdout.encode(), suite)
         if tests != [suite]:  # smbtorture announces whole suites only
             output = dataclasses.replace(output, announced=len(tests))
-        rdma = self._client.end_towards(self._server.host).rdma
         for test in output.tests:
-            judged = self.expectations.judge(suite, transport, test, rdma=rdma)
+            judged = expected.judge(test)
             name = f"{suite}::{judged.name}[{transport}]"
             report_part(self._item, f"{suite}[{transport}]", name, judged)
         if status is None:
