@@ -133,16 +133,13 @@ class Call:
     """A short command that was started.
 
     :param place: the process whose namespaces it runs in; 0 for this one's
-    :param input: its standard input
     :raises OSError: it cannot be started
     """
 
-    def __init__(
-        self, argv: list[str], places: Places, place: int, input: str | None = None
-    ) -> None:
+    def __init__(self, argv: list[str], places: Places, place: int) -> None:
         self._argv = argv
         self._said = os.memfd_create("said")
-        stdin = _input(input)
+        stdin = _input(None)
         try:
             files = (stdin, self._said, self._said)
             self._pid = places.call(place, partial(spawn, argv, files))

@@ -110,7 +110,7 @@ class Hosts:
         )
         pid = self.holders[end["host"]]
         with _Doing(f"interface {end['device']} of host {end['host']}"):
-            kernel.switch_interface(found, on=False)
+            rtnetlink.switch(found, on=False)
             rtnetlink.move(found, end["device"], mtu, pid)
         self._in_stack(end["host"], partial(_settle, end, peer if neighbours else None))
         self._shape(end, delay, loss)
@@ -207,7 +207,7 @@ def _settle(end: dict[str, Any], peer: dict[str, Any] | None) -> None:
         kernel.write_sysctls({f"net/ipv6/conf/{device}/accept_dad": "0"})
         for key in ("ipv4", "ipv6"):
             rtnetlink.add_address(device, end[key])
-        kernel.switch_interface(device, on=True)
+        rtnetlink.switch(device, on=True)
         if peer:
             for key in ("ipv4", "ipv6"):
                 rtnetlink.add_neighbour(device, peer[key].partition("/")[0], peer["mac"])
@@ -252,7 +252,7 @@ def _start_holder(name: str) -> tuple[int, int]:
             kernel.mount("sysfs", "/sys", "sysfs", 0)
             socket.sethostname(name)
             kernel.write_sysctls({"net/ipv6/conf/default/accept_dad": "0"})
-            kernel.switch_interface("lo", on=True)
+            rtnetlink.switch("lo", on=True)
             os.write(tell, b"1")
         except BaseException as e:
             os.write(tell, str(e).encode())

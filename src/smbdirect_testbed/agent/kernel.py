@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket as socket
 import ctypes
 import errno
 import fcntl
@@ -26,8 +25,6 @@ _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
-_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
-_IFF_UP = 1
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _DEADLINE = 30.0
@@ -88,19 +85,6 @@ def load_module(path: str) -> None:
     with open(path, "rb") as file:
         number = _FINIT_MODULE[os.uname().machine]
         _check(int(_libc.syscall(number, file.fileno(), b"", 0)))
-
-
-def switch_interface(name: str, *, on: bool) -> None:
-    """Switch an interface of the caller's network namespace on or off; netdevice(7)."""
-    any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        request = struct.pack("16sH22x", name.encode(), 0)
-        (flags,) = struct.unpack_from("16xH", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
-        flags = flags | _IFF_UP if on else flags & ~_IFF_UP
-        request = struct.pack("16sH22x", name.encode(), flags)
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
-    finally:
-        any_socket.close()
 
 
 def reseed(entropy: bytes) -> None:

@@ -22,6 +22,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_F_NODAD = 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT = 0x80
+_IFF_UP = 1
 
 
 def veth_end(name: str, mac: str, mtu: int, pid: int, index: int) -> bytes:
@@ -51,6 +52,24 @@ def move(interface: str, name: str, mtu: int, pid: int) -> None:
     :raises OSError: the kernel refused
     """
     body = _link(_named(name, mtu, pid), socket.if_nametoindex(interface))
+    netlink.ask(_NETLINK_ROUTE, _NEWLINK, ACK, body)
+
+
+def switch(interface: str, *, on: bool) -> None:
+    """Switch an interface on or off.
+
+    :raises OSError: the kernel refused
+    """
+    body = _link(b"", socket.if_nametoindex(interface), _IFF_UP if on else 0, _IFF_UP)
+    netlink.ask(_NETLINK_ROUTE, _NEWLINK, ACK, body)
+
+
+def set_mac(interface: str, mac: str) -> None:
+    """Give an interface another address.
+
+    :raises OSError: the kernel refused
+    """
+    body = _link(attribute(_IFLA_ADDRESS, _mac(mac)), socket.if_nametoindex(interface))
     netlink.ask(_NETLINK_ROUTE, _NEWLINK, ACK, body)
 
 
@@ -89,8 +108,8 @@ def add_neighbour(interface: str, address: str, mac: str) -> None:
     netlink.ask(_NETLINK_ROUTE, _NEWNEIGH, ACK | CREATE | REPLACE, body)
 
 
-def _link(attributes: bytes, index: int) -> bytes:
-    return struct.pack(_LINK, socket.AF_UNSPEC, 0, index, 0, 0) + attributes
+def _link(attributes: bytes, index: int, flags: int = 0, change: int = 0) -> bytes:
+    return struct.pack(_LINK, socket.AF_UNSPEC, 0, index, flags, change) + attributes
 
 
 def _named(name: str, mtu: int, pid: int) -> bytes:

@@ -141,7 +141,7 @@ class Agent:
         self._template.freeze(self._holders())
 
     def _thaw(self, **arguments: Any) -> None:
-        self._template.thaw(self._holders(), self._places, **arguments)
+        self._template.thaw(self._holders(), **arguments)
 
     def _holders(self) -> list[int]:
         return [pid for pid in self._hosts.holders.values() if pid]

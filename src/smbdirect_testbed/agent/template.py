@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import time
 
-from smbdirect_testbed.agent import kernel
-from smbdirect_testbed.agent.commands import Call
+from smbdirect_testbed.agent import kernel, rtnetlink
 from smbdirect_testbed.agent.light import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from smbdirect_testbed.agent.places import Places
 
 _SHARE = "trans=virtio,version=9p2000.L,msize=512000,cache=none,access=any"
 _MOUNTS = (
@@ -46,7 +43,6 @@ class Template:
     def thaw(
         self,
         holders: Iterable[int],
-        places: Places,
         time_now: float,
         entropy: str,
         mac: str,
@@ -54,7 +50,6 @@ class Template:
     ) -> None:
         """Become a machine of its own, after having been a copy of a template.
 
-        :param places: how the hosts' namespaces are entered
         :param time_now: seconds since the epoch
         :param entropy: random bytes, in hexadecimal
         :param mac: the address for the interface that ssh comes by
@@ -69,8 +64,7 @@ class Template:
         os.kill(self._sshd, signal.SIGHUP)
         # Otherwise the network behind it may know the template's address for a while, and not ours.
         kernel.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})
-        if problem := Call(["ip", "link", "set", "eth0", "address", mac], places, 0).finish():
-            raise OSError(problem)
+        rtnetlink.set_mac("eth0", mac)
         for source, target, kind, flags, data in _MOUNTS:
             kernel.mount(source, target, kind, flags, data)
         for pid in holders:
