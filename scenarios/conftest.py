@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbclient import SmbClient
 

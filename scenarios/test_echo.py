@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.capture import Wire
+from smbdirect_testbed.config.spec import RdmaType, Transport
 from smbdirect_testbed.echo.connection import DEFAULT_PORTS
 from smbdirect_testbed.echo.pack import pack
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.expectations import Expectations
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.plugin.parts import report_part
-from smbdirect_testbed.smbtorture import Outcome as Said
-from smbdirect_testbed.smbtorture import TortureTest
-from smbdirect_testbed.spec import RdmaType, Transport
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.evidence.capture import Wire
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.plugin.subtests import report_part
+from smbdirect_testbed.results.knownfail import Expectations
+from smbdirect_testbed.results.subtests import Outcome as Said
+from smbdirect_testbed.results.subtests import TortureTest
 
 pytestmark = pytest.mark.early
 

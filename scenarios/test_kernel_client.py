@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.capture import Wire
-from smbdirect_testbed.environment import Environment
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.config.spec import ServerKind, Transport
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.evidence.capture import Wire
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
 from smbdirect_testbed.smb.mount import mounted
-from smbdirect_testbed.spec import ServerKind, Transport
 
 pytestmark = pytest.mark.needs(ServerKind.KSMBD)
 

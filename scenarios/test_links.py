@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.environment import Environment
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.spec import LinkSpec
+from smbdirect_testbed.config.spec import LinkSpec
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.machine.host import Host
 
 pytestmark = pytest.mark.early
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from smbdirect_testbed.capture import Wire
-from smbdirect_testbed.plugin.torture import Torture
-from smbdirect_testbed.spec import ServerKind, Transport
+from smbdirect_testbed.config.spec import ServerKind, Transport
+from smbdirect_testbed.evidence.capture import Wire
+from smbdirect_testbed.plugin.smbtorture import Torture
 
 pytestmark = pytest.mark.needs(ServerKind.SMBD)
 

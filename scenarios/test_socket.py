@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.capture import Wire
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.spec import Transport
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.evidence.capture import Wire
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.host import Host
 
 _SIZES = [1, 1024, 65536, 1048576]
 _COUNT = 4

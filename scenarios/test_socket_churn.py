@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.program import Program
+from smbdirect_testbed.config.spec import RdmaType, ServerKind
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import RdmaType, ServerKind
 
 pytestmark = pytest.mark.thorough
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
 
 pytestmark = pytest.mark.thorough
 

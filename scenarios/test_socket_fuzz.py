@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.environment import Environment
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.spec import RdmaType
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.config.spec import RdmaType
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
 
 pytestmark = pytest.mark.thorough
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
 
 pytestmark = pytest.mark.thorough
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.driver.manifest import LIBRARY
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.spec import RdmaType
+from smbdirect_testbed.config.spec import RdmaType
+from smbdirect_testbed.kernel.built_driver import LIBRARY
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 
 pytestmark = pytest.mark.thorough
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.environment import Environment
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
+from smbdirect_testbed.config.spec import RdmaType, ServerKind, Transport
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.ksmbd import RDMA_PORTS, running_ksmbd
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.transports import PORTS
-from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
-from smbdirect_testbed.wait import wait_until
 
 pytestmark = pytest.mark.thorough
 

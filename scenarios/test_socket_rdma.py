@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.spec import RdmaType
+from smbdirect_testbed.config.spec import RdmaType
+from smbdirect_testbed.machine.guest_program import Program
+from smbdirect_testbed.machine.host import Host
 
 pytestmark = pytest.mark.thorough
 

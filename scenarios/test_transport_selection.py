@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.capture import TransportNotProven, Wire
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.evidence.capture import TransportNotProven, Wire
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbclient import SmbClient
-from smbdirect_testbed.spec import Transport
 
 TCP, NBT, SMBDIRECT = Transport.TCP, Transport.NBT, Transport.SMBDIRECT
 _SIZE = 20 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.plugin_run import Run
+from tests.helpers.plugin_run import Run
 
 
 @pytest.fixture

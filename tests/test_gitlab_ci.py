@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from smbdirect_testbed import paths
+from smbdirect_testbed.lib import paths
 
 
 @pytest.fixture

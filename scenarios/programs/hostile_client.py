@@ -47,7 +47,7 @@ from violations import (
 )
 
 if TYPE_CHECKING:
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect as smbdirect
 else:
     import smbdirect
 

@@ -1,5 +1,5 @@
 """``python -m smbdirect_testbed``."""
 
-from smbdirect_testbed.cli import main
+from smbdirect_testbed.cli.main import main
 
 main()

@@ -18,7 +18,7 @@ import frames
 from raw_smbd import Ended, Impossible, Peer
 
 if TYPE_CHECKING:
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect as smbdirect
 else:
     import smbdirect
 

@@ -12,14 +12,14 @@ import os
 import time
 
 from smbdirect_testbed.agent import kernel
-from smbdirect_testbed.agent.light import partial, signal
+from smbdirect_testbed.agent.cheap_imports import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from smbdirect_testbed.agent.places import Places
+    from smbdirect_testbed.agent.namespaces import Places
 
     Answer = Callable[[int, dict[str, Any]], None]
     """Takes a request's number and the answer to it."""

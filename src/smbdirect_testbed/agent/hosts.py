@@ -11,15 +11,15 @@ import _socket as socket
 import os
 
 from smbdirect_testbed.agent import kernel, nldev, rtnetlink
+from smbdirect_testbed.agent.cheap_imports import partial, signal
 from smbdirect_testbed.agent.commands import Call
-from smbdirect_testbed.agent.light import partial, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
-    from smbdirect_testbed.agent.places import Places
+    from smbdirect_testbed.agent.namespaces import Places
 
     K = TypeVar("K")
     T = TypeVar("T")

@@ -10,7 +10,7 @@ from smbdirect_testbed.agent.commands import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smbdirect_testbed.agent.places import Places
+    from smbdirect_testbed.agent.namespaces import Places
 
 
 def load(

@@ -11,12 +11,12 @@ import tty
 from _queue import SimpleQueue
 
 from smbdirect_testbed.agent import kernel, modules
+from smbdirect_testbed.agent.capture import Wire
+from smbdirect_testbed.agent.cheap_imports import partial
+from smbdirect_testbed.agent.clone import Template
 from smbdirect_testbed.agent.commands import PATH, Commands
 from smbdirect_testbed.agent.hosts import Hosts
-from smbdirect_testbed.agent.light import partial
-from smbdirect_testbed.agent.places import Places
-from smbdirect_testbed.agent.template import Template
-from smbdirect_testbed.agent.wire import Wire
+from smbdirect_testbed.agent.namespaces import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ import time
 import click
 from rich.console import Console
 
-from smbdirect_testbed import housekeeping, paths
 from smbdirect_testbed.bench import report as bench_report
 from smbdirect_testbed.bench import rows as bench_rows
-from smbdirect_testbed.errors import ProvisionError, TestbedError
-from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.environment import housekeeping
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import ProvisionError, TestbedError
+from smbdirect_testbed.lib.progress import Progress
 
 _FILE_WIDTH = 200
 """Columns."""

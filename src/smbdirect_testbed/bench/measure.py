@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.lib.errors import ProvisionError
 
 
 @dataclass(frozen=True)

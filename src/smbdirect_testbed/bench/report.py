@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.table import Table
 
 from smbdirect_testbed.bench.measure import Figure
-from smbdirect_testbed.errors import UsageError
+from smbdirect_testbed.lib.errors import UsageError
 
 
 def table(figures: Sequence[Figure]) -> Table:

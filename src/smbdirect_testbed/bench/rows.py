@@ -14,20 +14,28 @@ from pathlib import Path
 
 import psutil
 
-from smbdirect_testbed import instance
-from smbdirect_testbed.agent_client import running_agent
 from smbdirect_testbed.bench.measure import Figure, read_record, run, started
 from smbdirect_testbed.bench.virtme import with_virtme
-from smbdirect_testbed.driver.toolchain import SOURCE_PARTS, provide_toolchain
-from smbdirect_testbed.envfile import load_environment
-from smbdirect_testbed.environment import Environment, provide, started_machines
-from smbdirect_testbed.errors import MachineDied
-from smbdirect_testbed.image import provide_image
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.machine import Machine
-from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.spec import EnvironmentSpec, HostSpec, LinkEnd, LinkSpec, RdmaType, Role
-from smbdirect_testbed.topology import Place, made_hosts
+from smbdirect_testbed.config.envfile import load_environment
+from smbdirect_testbed.config.spec import (
+    EnvironmentSpec,
+    HostSpec,
+    LinkEnd,
+    LinkSpec,
+    RdmaType,
+    Role,
+)
+from smbdirect_testbed.environment import instance
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.environment.provide import provide, started_machines
+from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS, provide_toolchain
+from smbdirect_testbed.lib.errors import MachineDied
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.machine.agent_client import running_agent
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.machine.topology import Place, made_hosts
 
 _ENVIRONMENTS = {"vm": "rxe", "uml": "uml-rxe"}
 _SHORTEST = "test_links_are_active"

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from smbdirect_testbed import cache, process
 from smbdirect_testbed.bench.measure import Figure
-from smbdirect_testbed.buildroot import provide_build_root
-from smbdirect_testbed.image import provide_image
-from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.recipe import read_recipe
+from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
+from smbdirect_testbed.kernel.build_root import provide_build_root
+from smbdirect_testbed.lib import cache, process
+from smbdirect_testbed.lib.progress import Progress
 
 _IMAGE = "trixie"
 _PACKAGE = "virtme-ng==1.42"

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from smbdirect_testbed import process
-from smbdirect_testbed.agent_client import AgentClient
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
-from smbdirect_testbed.errors import MachineDied, ProvisionError
-from smbdirect_testbed.kernel_log import SplatKind, find_splats
-from smbdirect_testbed.machine import Machine
-from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.lib import process
+from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.agent_client import AgentClient
+from smbdirect_testbed.machine.kernel_log import SplatKind, find_splats
+from smbdirect_testbed.machine.machine import Machine
 
 _READY = "testbed: ready"
 _FATAL = {SplatKind.PANIC, SplatKind.OOPS, SplatKind.BUG}

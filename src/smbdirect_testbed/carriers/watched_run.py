@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from smbdirect_testbed.errors import CommandFailed
-from smbdirect_testbed.process import CommandResult, kill_group
+from smbdirect_testbed.lib.errors import CommandFailed
+from smbdirect_testbed.lib.process import CommandResult, kill_group
 
 _INTERVAL = 0.5
 
@@ -24,7 +24,7 @@ def run_watched(
     timeout: float,
     watch: Callable[[], None],
 ) -> CommandResult:
-    """Run a command to its end, as :func:`smbdirect_testbed.process.run` does without ``check``.
+    """Run a command to its end, as :func:`~smbdirect_testbed.lib.process.run` does without check.
 
     Input and output are files: at the other end of a pipe there may be an ssh in the background
     that outlives the command, and keeps the pipe open for as long as the machine does not answer.

@@ -22,7 +22,7 @@ from smbdirect_testbed.echo.protocol import (
 )
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.socket import ConnectionParameters
+    from smbdirect_testbed.smbdirect import ConnectionParameters
 
 _CANARY = 0xA5
 

@@ -8,7 +8,7 @@ import click
 
 from smbdirect_testbed.echo.main import main
 from smbdirect_testbed.echo.pack import pack as pack_into
-from smbdirect_testbed.errors import UsageError
+from smbdirect_testbed.lib.errors import UsageError
 
 _PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 

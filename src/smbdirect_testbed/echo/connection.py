@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.socket import ConnectionParameters
+    from smbdirect_testbed.smbdirect import ConnectionParameters
 
 IPPROTO_SMBDIRECT = 257
 DEFAULT_PORTS = {"smbdirect": 5446, "tcp": 5447}
@@ -179,7 +179,7 @@ def open_socket(
     if parameters is None:
         return socket.socket(family, socket.SOCK_STREAM, IPPROTO_SMBDIRECT)
     # Only then, so that all else works with a module that knows no parameters.
-    from smbdirect_testbed.socket import smbdirect_socket
+    from smbdirect_testbed.smbdirect import smbdirect_socket
 
     return smbdirect_socket(family, parameters)
 

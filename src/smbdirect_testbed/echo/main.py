@@ -26,7 +26,7 @@ from smbdirect_testbed.echo.operation import Operation
 
 if TYPE_CHECKING:
     from smbdirect_testbed.echo.checking import CheckResult
-    from smbdirect_testbed.socket import ConnectionParameters
+    from smbdirect_testbed.smbdirect import ConnectionParameters
 
 # Each action imports what it needs: the packed file is compiled at every start, and an emulated
 # machine takes a second for all of it.
@@ -210,7 +210,7 @@ def _ports(options: argparse.Namespace) -> dict[Transport, int]:
 def _parameters(options: argparse.Namespace) -> ConnectionParameters | None:
     if not options.parameter:
         return None
-    from smbdirect_testbed.socket import ConnectionParameters
+    from smbdirect_testbed.smbdirect import ConnectionParameters
 
     known = [f.name for f in fields(ConnectionParameters)]
     values = {}

@@ -23,7 +23,7 @@ def pack(file: Path) -> None:
         shutil.copytree(
             here, package / here.name, ignore=shutil.ignore_patterns("__pycache__", *_NOT_PACKED)
         )
-        shutil.copy(here.parent / "socket.py", package)
+        shutil.copy(here.parent / "smbdirect.py", package)
         shutil.copy(here.parent / "__init__.py", package)
         (root / "__main__.py").write_text(_MAIN)
         zipapp.create_archive(root, file, interpreter="/usr/bin/env python3", compressed=True)

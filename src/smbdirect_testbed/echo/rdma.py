@@ -10,7 +10,7 @@ from smbdirect_testbed.echo.connection import Connection
 from smbdirect_testbed.echo.protocol import Descriptor
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.socket import Registration
+    from smbdirect_testbed.smbdirect import Registration
 
 Buffer = bytearray | memoryview
 
@@ -20,7 +20,7 @@ def write_to_peer(connection: Connection, descriptors: Sequence[Descriptor], dat
 
     :raises OSError: the peer's descriptors are no good, or the connection is gone
     """
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 
     theirs = [smbdirect.Descriptor(*d) for d in descriptors]
     return smbdirect.rdma_writev(connection.socket, theirs, [memoryview(data)])
@@ -31,7 +31,7 @@ def read_from_peer(connection: Connection, descriptors: Sequence[Descriptor], da
 
     :raises OSError: the peer's descriptors are no good, or the connection is gone
     """
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 
     theirs = [smbdirect.Descriptor(*d) for d in descriptors]
     return smbdirect.rdma_readv(connection.socket, theirs, [memoryview(data)])
@@ -42,7 +42,7 @@ def most_bytes(connection: Connection) -> int:
 
     :raises OSError: the kernel does not say
     """
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 
     return smbdirect.connection_parameters(connection.socket).max_read_write_size
 
@@ -52,7 +52,7 @@ def send_invalidating(connection: Connection, frame: bytes, token: int) -> None:
 
     :raises OSError: that failed
     """
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 
     smbdirect.send_with_invalidate(connection.socket, frame, token)
 
@@ -62,7 +62,7 @@ def register(connection: Connection, buffer: Buffer, *, remote_write: bool) -> R
 
     :raises OSError: that failed
     """
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 
     return smbdirect.rdma_register(connection.socket, buffer, remote_write=remote_write)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.capture import TransportNotProven
-from smbdirect_testbed.errors import TestbedError
+from smbdirect_testbed.evidence.capture import TransportNotProven
+from smbdirect_testbed.lib.errors import TestbedError
 
 
 def text_of(error: Exception) -> str:

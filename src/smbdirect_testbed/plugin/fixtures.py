@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from smbdirect_testbed.capture import Wire
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.plugin.torture import Torture
-from smbdirect_testbed.spec import Role, ServerKind
+from smbdirect_testbed.config.spec import Role, ServerKind
+from smbdirect_testbed.evidence.capture import Wire
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.plugin.smbtorture import Torture
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.environment import Environment
-    from smbdirect_testbed.host import Host
-    from smbdirect_testbed.loaded_driver import LoadedDriver
+    from smbdirect_testbed.environment.environment import Environment
+    from smbdirect_testbed.machine.host import Host
+    from smbdirect_testbed.machine.loaded_driver import LoadedDriver
     from smbdirect_testbed.plugin.run import RunPlugin
     from smbdirect_testbed.smb.smbd import Smbd
 

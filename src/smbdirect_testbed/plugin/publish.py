@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from smbdirect_testbed import report, results
-from smbdirect_testbed.plugin import terminal
-from smbdirect_testbed.plugin.share import remember_seconds
-from smbdirect_testbed.results import RunResults, Verdict
+from smbdirect_testbed.plugin.shard import remember_seconds
+from smbdirect_testbed.results import html_report, results, terminal
+from smbdirect_testbed.results.results import RunResults, Verdict
 
 JUNIT = "junit.xml"
 
@@ -18,12 +17,12 @@ _GRAVEST = (Verdict.INTERRUPTED, Verdict.NOT_PROVIDED)
 
 
 def publish(found: RunResults, *, keep: bool) -> None:
-    """Write ``run.json`` and ``report.html``, lead ``latest`` to them, and print the summary.
+    """Write ``run.json`` and ``html_report.html``, lead ``latest`` to them, and print the summary.
 
     :param keep: whether the environment stays up, for the closing lines
     """
     results.write_run_json(found)
-    report.write_report(found)
+    html_report.write_report(found)
     results.point_latest(found.directory)
     if found.verdict is Verdict.PASSED:
         remember_seconds(found.scenarios)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from smbdirect_testbed.results import Directories, Outcome, ScenarioResult
+from smbdirect_testbed.results.results import Directories, Outcome, ScenarioResult
 
 _NOT_RUN = "not run: "
 

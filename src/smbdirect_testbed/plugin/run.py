@@ -15,27 +15,28 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from smbdirect_testbed import paths, results
-from smbdirect_testbed.errors import ExitStatus, TestbedError, UsageError
-from smbdirect_testbed.expectations import Expectations
-from smbdirect_testbed.kernel_log import find_splats
-from smbdirect_testbed.plugin import features, mistakes, terminal
-from smbdirect_testbed.plugin.arguments import pytest_arguments
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.machine.kernel_log import find_splats
+from smbdirect_testbed.plugin import known_splats, markers
+from smbdirect_testbed.plugin.evidence import Watch, describe, describe_death, log_name
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.publish import JUNIT, publish
+from smbdirect_testbed.plugin.pytest_args import pytest_arguments
 from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
-from smbdirect_testbed.plugin.share import Share
-from smbdirect_testbed.plugin.torture import expectations_of
-from smbdirect_testbed.plugin.watch import Watch, describe, describe_death, log_name
-from smbdirect_testbed.progress import Progress
-from smbdirect_testbed.results import Outcome, RunResults, ScenarioResult, Verdict
+from smbdirect_testbed.plugin.shard import Share
+from smbdirect_testbed.plugin.smbtorture import expectations_of
+from smbdirect_testbed.results import results, terminal
+from smbdirect_testbed.results.knownfail import Expectations
+from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
 
 _PROVIDE = "environment::provide"
 _TEARDOWN = "environment::teardown"
 
 if TYPE_CHECKING:
-    from smbdirect_testbed.environment import Environment
+    from smbdirect_testbed.environment.environment import Environment
 
 
 class RunPlugin:
@@ -157,7 +158,7 @@ class RunPlugin:
     # Collection.
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        for marker in features.MARKERS:
+        for marker in markers.MARKERS:
             config.addinivalue_line("markers", marker)
         config.pluginmanager.register(Fixtures(self))
 
@@ -184,8 +185,8 @@ class RunPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        features.check_markers(items)
-        if not self._thorough and (left_out := [i for i in items if features.is_thorough(i)]):
+        markers.check_markers(items)
+        if not self._thorough and (left_out := [i for i in items if markers.is_thorough(i)]):
             items[:] = [i for i in items if i not in left_out]
             self.notes.append(
                 f"{len(left_out)} thorough scenarios were left out; run --thorough runs them, too"
@@ -328,10 +329,10 @@ class RunPlugin:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if self._death:
             pytest.skip(not_run_reason(self._death))
-        if reason := features.lacking(item, self.environment.spec):
+        if reason := markers.lacking(item, self.environment.spec):
             pytest.skip(reason)
         self._touched = True
-        if not features.is_early(item):
+        if not markers.is_early(item):
             # One that failed is told to those who ask for it.
             with contextlib.suppress(TestbedError):
                 self.environment.wait_for_servers()
@@ -359,7 +360,7 @@ class RunPlugin:
             splats = self.watch.glance()
         else:
             return
-        splats, not_made = mistakes.expect(item, report, splats)
+        splats, not_made = known_splats.expect(item, report, splats)
         death = self.watch.death()
         if report.when == "teardown":
             if death and not self._death:

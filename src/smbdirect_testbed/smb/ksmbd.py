@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.loaded_driver import LoadedDriver
+from smbdirect_testbed.config.spec import RdmaType, ServerKind, Transport
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.config import ksmbd_account_line, ksmbd_config
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.transports import SambaTransports, samba_transports
-from smbdirect_testbed.spec import RdmaType, ServerKind, Transport
 
 _TOOLS = PurePosixPath("/opt/ksmbd/usr/sbin")
 _SHARE = PurePosixPath("/srv/ksmbd")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import Transport
 
 _TIMEOUT = 60
 """Seconds for a mount; cifs.ko itself gives up an RDMA connection after 5 to 10."""

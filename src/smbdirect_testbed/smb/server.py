@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path, PurePosixPath
 
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.host import Host
+from smbdirect_testbed.config.spec import ServerKind, Transport
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.transports import SambaTransports
-from smbdirect_testbed.spec import ServerKind, Transport
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.process import CommandResult
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.lib.process import CommandResult
+from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.config import client_config
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import Transport
 
 _NO_CONFIG = PurePosixPath("/dev/null")
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from smbdirect_testbed import cache
-from smbdirect_testbed.errors import CommandFailed, ProvisionError
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.image import Image
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.machine import Machine
-from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.config.spec import ServerKind, Transport
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.lib import cache
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
+from smbdirect_testbed.machine.machine import Machine
 from smbdirect_testbed.smb.config import smbd_config, smbpasswd_line
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.transports import PORTS, SambaTransports, samba_transports
-from smbdirect_testbed.spec import ServerKind, Transport
 
 _SHARE = PurePosixPath("/srv/share")
 _READY_TIMEOUT = 60

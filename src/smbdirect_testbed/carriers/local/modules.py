@@ -1,0 +1,81 @@
+"""Modules that came with a machine of the carrier ``local``, and go with it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+from smbdirect_testbed.carriers.local.record import LocalRecord
+from smbdirect_testbed.kernel.running import RunningKernel, loaded_modules
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+
+DRIVER = ("smbdirect", "siw", "cifs", "ksmbd", "smbdirect_socket")
+"""What is under test: nobody else may use these."""
+
+NEEDED = ("loop", "erofs", "overlay", "ext4", "veth", "rdma_ucm", "ib_uverbs", "ib_umad")
+"""What a machine is made with, besides its RDMA links."""
+
+RDMA = {"rxe": "rdma_rxe", "siw": "siw"}
+"""The module of an RDMA link, by its type."""
+
+_REQUESTED_BELOW = (
+    "arch/x86/crypto",
+    "crypto",
+    "drivers/infiniband",
+    "fs/netfs",
+    "fs/nls",
+    "fs/smb",
+    "lib",
+    "net/dns_resolver",
+    "net/sched",
+)
+"""Where modules lie that the kernel loads by itself when ours ask for something."""
+
+_SYS_DELETE_MODULE = 176
+"""The number of the system call on x86_64."""
+_TIMEOUT = 20.0
+"""Seconds for connections that end to let go of a module."""
+
+
+def ours(kernel: RunningKernel, driver: Iterable[str]) -> tuple[str, ...]:
+    """Modules that may come by our doing: those we load, what they need, what they ask for.
+
+    :param driver: the names of the modules that are loaded from a build
+    """
+    asked = kernel.closure([*NEEDED, *RDMA.values(), *DRIVER, *driver])
+    return tuple(sorted(asked | set(kernel.below(_REQUESTED_BELOW))))
+
+
+def unload(record: LocalRecord) -> list[str]:
+    """Unload what came with a machine; return what is still in use, and stays.
+
+    Never a module that was loaded before, and none that others could have loaded.
+    """
+    try:
+        wait_until(lambda: not _unload_idle(record), "modules to be idle", timeout=_TIMEOUT)
+    except ProvisionError:
+        return sorted(_left(record))
+    return []
+
+
+def _unload_idle(record: LocalRecord) -> set[str]:
+    """Unload until nothing more can be; return what is left."""
+    while True:
+        left = _left(record)
+        loaded = loaded_modules()
+        idle = [name for name in loaded if name in left and not loaded[name].users]
+        deleted = [name for name in idle if _delete(name)]
+        if not deleted:
+            return left
+
+
+def _left(record: LocalRecord) -> set[str]:
+    came = set(record.modules_ours) - set(record.modules_before)
+    return came & loaded_modules().keys()
+
+
+def _delete(name: str) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK)) == 0

@@ -1,0 +1,203 @@
+"""What a virtual machine keeps on this computer, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+from smbdirect_testbed.machine.ssh import SHARED_FILES
+
+_OWNER = "owner"
+"""In a runtime directory: the path of the directory that it belongs to."""
+
+
+class Start(StrEnum):
+    """How a machine came to run."""
+
+    COLD = "cold"
+    CLONE = "clone"
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """What another process must know to use or to end a machine.
+
+    :param boot_failures: why earlier attempts to boot it, or its template, failed
+    :param mac: of the interface that ssh comes by
+    :param template: the digest of the template of a clone
+    :param clone_failure: why it is no clone, although it was to be one
+    """
+
+    name: str
+    uuid: UUID
+    accelerator: Accelerator
+    accelerator_reason: str
+    ssh_port: int
+    libvirt: str = ""
+    qemu: str = ""
+    boot_failures: tuple[str, ...] = ()
+    mac: str = ""
+    start: Start = Start.COLD
+    template: str = ""
+    clone_failure: str = ""
+
+
+@dataclass(frozen=True)
+class VmState:
+    """The files of one machine below a directory.
+
+    A Unix socket's path is at most 107 bytes long, of which libvirt takes about 50, and
+    ``directory`` may be anywhere: so libvirt and ssh work in a runtime directory below ``/tmp``,
+    to which ``run`` is a link, for people.
+
+    :param directory: of this machine alone
+    """
+
+    directory: Path
+
+    @property
+    def console(self) -> Path:
+        """What the first serial port said."""
+        return self.directory / "console.log"
+
+    @property
+    def shared(self) -> Path:
+        """The directory that the machine sees too."""
+        return self.directory / "shared"
+
+    @property
+    def scratch(self) -> Path:
+        """The image of the scratch disk."""
+        return self.directory / "scratch.img"
+
+    @property
+    def runtime(self) -> Path:
+        """The runtime directory: always the same for a directory, so that it is found again."""
+        return _base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
+
+    @property
+    def libvirt(self) -> Path:
+        """libvirt's root."""
+        return self.runtime / "libvirt"
+
+    @property
+    def ssh(self) -> Path:
+        """Keys and configuration of ssh."""
+        return self.runtime / "ssh"
+
+    @property
+    def agent(self) -> Path:
+        """The Unix socket that leads to the serial port of the agent."""
+        return self.runtime / "agent.sock"
+
+    @property
+    def has_runtime(self) -> bool:
+        """Whether a machine runs or has been left here."""
+        return self.runtime.is_dir()
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the directory is still there and leads to the runtime directory."""
+        return self._link.is_symlink()
+
+    def make(self) -> None:
+        """Make the directories.
+
+        :raises ProvisionError: there is no place for sockets
+        """
+        self.shared.mkdir(parents=True, exist_ok=True)
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(self.runtime)
+        wait_until(self._make_runtime, f"{self.runtime} to be made", timeout=5)
+        (self.runtime / _OWNER).write_bytes(os.fsencode(self.directory.resolve()))
+
+    def write_record(self, record: VmRecord) -> None:
+        """Keep the record, in place of any earlier one."""
+        new = self._record.with_suffix(".new")
+        new.write_text(json.dumps(asdict(record), default=str, indent=1))
+        new.replace(self._record)
+
+    def read_record(self) -> VmRecord | None:
+        """The record of the machine that runs here or was left here."""
+        try:
+            data: dict[str, Any] = json.loads(self._record.read_text())
+        except FileNotFoundError:
+            return None
+        return VmRecord(
+            **{
+                **data,
+                "uuid": UUID(data["uuid"]),
+                "accelerator": Accelerator(data["accelerator"]),
+                "boot_failures": tuple(data["boot_failures"]),
+                "start": Start(data["start"]),
+            }
+        )
+
+    def remove(self) -> None:
+        """Remove all but the console and the shared directory, which outlive the machine."""
+        shutil.rmtree(self.shared / SHARED_FILES, ignore_errors=True)
+        self.scratch.unlink(missing_ok=True)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        with suppress(OSError):
+            self.runtime.parent.rmdir()
+        self._link.unlink(missing_ok=True)
+
+    def _make_runtime(self) -> bool:
+        """Make the directory; false if another machine's end removed the one above it just now."""
+        _make_base()
+        try:
+            self.runtime.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def _link(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def _record(self) -> Path:
+        return self.runtime / "machine.json"
+
+
+def find_strays() -> list[VmState]:
+    """Machines of this user whose directories were removed while they ran."""
+    states = [
+        VmState(Path(os.fsdecode(owner.read_bytes()))) for owner in _base().glob(f"*/{_OWNER}")
+    ]
+    # A machine that is being made has its link before it has an owner.
+    return [state for state in states if not state.is_linked]
+
+
+def _make_base() -> None:
+    """Make a directory of this user's, in a place with a short path."""
+    base = _base()
+    try:
+        base.mkdir(mode=0o700, exist_ok=True)
+        found = base.lstat()
+    except OSError as e:
+        raise ProvisionError(
+            f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
+        ) from e
+    # Anyone may make things in /tmp, and keys and sockets will lie below it.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o22:
+        raise ProvisionError(
+            f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"
+        )
+    base.chmod(0o700)
+
+
+def _base() -> Path:
+    return Path("/tmp") / f"smbdirect-testbed-{os.geteuid()}"

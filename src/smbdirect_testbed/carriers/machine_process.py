@@ -1,0 +1,135 @@
+"""QEMU's processes: found by what they were started with, watched, ended, and not mistaken."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from smbdirect_testbed.lib.errors import ProvisionError
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells the processes of one machine from all others.
+
+    :param uuid: is an argument of the machine's QEMU, and of what starts it
+    :param root: libvirt's directory for the machine; QEMUs that libvirt only asks for their
+        abilities have sockets below it
+    """
+
+    uuid: UUID
+    root: Path
+
+    def matches(self, arguments: list[bytes]) -> bool:
+        """Whether a process with these arguments belongs to the machine."""
+        if str(self.uuid).encode() in arguments:
+            return True
+        root = os.fsencode(self.root) + b"/"
+        return b"qemu-" in arguments[0] and any(root in a for a in arguments)
+
+
+class QemuProcess:
+    """A process of a machine.
+
+    It is held by a file descriptor, so that its number may be given to another process without
+    harm.
+    """
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid = pid
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Stop watching; the process runs on."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def ended(self, *, timeout: float = 0) -> bool:
+        """Whether the process has ended.
+
+        :param timeout: seconds to wait for that
+        """
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+
+    def kill(self) -> None:
+        """End the process at once; nothing happens when it has ended already."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+
+def find_processes(identity: Identity) -> Iterator[QemuProcess]:
+    """All processes of a machine, but for this one.
+
+    Each is closed when the next is asked for.
+    """
+    for entry in _PROC.iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        if not _belongs(entry, identity):
+            continue
+        if process := _hold(int(entry.name), identity):
+            try:
+                yield process
+            finally:
+                process.close()
+
+
+def open_process(identity: Identity) -> QemuProcess | None:
+    """The machine's process, if it runs; closing it is up to the caller."""
+    for process in find_processes(identity):
+        return _hold(process.pid, identity)
+    return None
+
+
+def end_processes(identity: Identity, *, timeout: float = 10) -> None:
+    """End all processes of a machine and wait until they have.
+
+    :param timeout: seconds until giving up
+    :raises ProvisionError: they belong to another user, or do not end
+    """
+    deadline = time.monotonic() + timeout
+    # More than once: one of them may have been starting another.
+    while processes := [p.pid for p in find_processes(identity)]:
+        for process in find_processes(identity):
+            try:
+                process.kill()
+            except PermissionError as e:
+                raise ProvisionError(
+                    f"process {process.pid} is a machine of another user",
+                    hint="take it down as the user who started it",
+                ) from e
+            process.ended(timeout=max(0, deadline - time.monotonic()))
+        if time.monotonic() >= deadline:
+            raise ProvisionError(f"process {processes[0]} does not end")
+
+
+def _hold(pid: int, identity: Identity) -> QemuProcess | None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # Once more, now that the number cannot change hands.
+    if _belongs(_PROC / str(pid), identity):
+        return QemuProcess(pid, descriptor)
+    os.close(descriptor)
+    return None
+
+
+def _belongs(entry: Path, identity: Identity) -> bool:
+    try:
+        arguments = (entry / "cmdline").read_bytes()
+    except OSError:
+        return False
+    return identity.matches(arguments.split(b"\0"))

@@ -1,0 +1,350 @@
+"""The carrier ``uml``: User Mode Linux, a kernel that is a program of the user who runs it.
+
+It needs no KVM and no privilege, and runs programs at nearly this computer's speed. Its options
+are described in the kernel's ``Documentation/virt/uml/user_mode_linux_howto_v2.rst``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import UUID, uuid4
+
+from smbdirect_testbed.carriers.boot import (
+    boot_twice,
+    claim_port,
+    do_together,
+    make_scratch_disk,
+    wait_until_answering,
+)
+from smbdirect_testbed.carriers.console import last_lines
+from smbdirect_testbed.carriers.machine_files import VmState
+from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_process import (
+    Identity,
+    QemuProcess,
+    end_processes,
+    open_process,
+)
+from smbdirect_testbed.carriers.remote_machine import SshMachine
+from smbdirect_testbed.carriers.uml.slirp import Slirp
+from smbdirect_testbed.config.spec import MachineSpec
+from smbdirect_testbed.image.image import INIT, Image
+from smbdirect_testbed.kernel.uml import UmlKernel
+from smbdirect_testbed.lib.cache import disk_full_reported
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.machine.agent_client import AgentSocket, offer_agent
+from smbdirect_testbed.machine.machine import SharedDirectory
+from smbdirect_testbed.machine.ssh import SshChannel, make_keys
+
+_SHARED_THERE = PurePosixPath("/testbed")
+_BOOT_TIMEOUT = 60.0
+_PORT_ATTEMPTS = 5
+_AGENT_PORT = "/dev/ttyS0"
+_MIB = 1 << 20
+_MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
+"""Where this computer may have room for a machine's memory; its disk is the last resort."""
+
+
+@dataclass(frozen=True)
+class UmlRecord:
+    """What another process must know to use or to end a machine.
+
+    :param boot_failures: why earlier attempts to boot it failed
+    """
+
+    name: str
+    uuid: UUID
+    boot_failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UmlIdentity(Identity):
+    """What tells the processes of one machine from all others; its root has their sockets."""
+
+    def matches(self, arguments: list[bytes]) -> bool:
+        if _uuid_option(self.uuid).encode() in arguments:
+            return True
+        return os.fsencode(Slirp(self.root).frames) in arguments
+
+
+class UmlState(VmState):
+    """The files of one machine below a directory."""
+
+    @property
+    def uml(self) -> Path:
+        """Sockets of the machine, and links to its files: paths without special characters."""
+        return self.runtime / "uml"
+
+    def write_uml_record(self, record: UmlRecord) -> None:
+        """Keep the record, in place of any earlier one."""
+        new = self._uml_record.with_suffix(".new")
+        new.write_text(json.dumps(asdict(record), default=str, indent=1))
+        new.replace(self._uml_record)
+
+    def read_uml_record(self) -> UmlRecord | None:
+        """The record of the machine that runs here or was left here."""
+        try:
+            data: dict[str, Any] = json.loads(self._uml_record.read_text())
+        except FileNotFoundError:
+            return None
+        return UmlRecord(data["name"], UUID(data["uuid"]), tuple(data["boot_failures"]))
+
+    @property
+    def _uml_record(self) -> Path:
+        return self.runtime / "uml.json"
+
+
+class UmlMachine(SshMachine):
+    """A kernel that runs as a process of this computer."""
+
+    accelerator = "uml"
+
+    def __init__(self, state: UmlState, record: UmlRecord, process: QemuProcess | None) -> None:
+        shared = SharedDirectory(state.shared, _SHARED_THERE)
+        super().__init__(record.name, shared, state.console, SshChannel(state.ssh))
+        self.provenance = {"failed_boots": "; ".join(record.boot_failures)}
+        self._process = process
+
+    def close(self) -> None:
+        super().close()
+        if self._process:
+            self._process.close()
+            self._process = None
+
+    def _ended(self, *, timeout: float = 0) -> bool:
+        return self._process is None or self._process.ended(timeout=timeout)
+
+    def _last_words(self) -> str:
+        return "its process has ended"
+
+
+@contextmanager
+def uml_machine(
+    name: str,
+    image: Image,
+    kernel: UmlKernel,
+    spec: MachineSpec,
+    directory: Path,
+    progress: Progress,
+    *,
+    keep: bool = False,
+    wires: tuple[WireEnd, ...] = (),
+) -> Iterator[UmlMachine]:
+    """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
+
+    The console and the shared directory stay in ``directory`` when it has ended.
+
+    :param directory: of this machine alone; what an earlier machine left there is removed
+    :param keep: leave the machine running, unless an exception ends the context; see
+        :func:`attach_uml` and :func:`destroy_uml`
+    :param wires: to other machines
+    :raises BootFailed: it did not come up, twice
+    :raises ProvisionError: the port asked for is in use, or something on this computer is missing
+    """
+    state = UmlState(directory.absolute())
+    destroy_uml(state.directory)
+    kept = False
+    try:
+        machine = _provide(name, _Plan(image, kernel, spec, wires), state, progress)
+        try:
+            yield machine
+        finally:
+            machine.close()
+        kept = keep
+    finally:
+        if not kept:
+            destroy_uml(state.directory)
+
+
+def attach_uml(directory: Path) -> UmlMachine | None:
+    """The machine that another process left running here, or that has died since."""
+    state = UmlState(directory.absolute())
+    record = state.read_uml_record()
+    if record is None:
+        return None
+    machine = UmlMachine(state, record, open_process(_identity(state, record)))
+    machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
+    return machine
+
+
+def destroy_uml(directory: Path) -> bool:
+    """End the machine that runs in ``directory``, whoever started it, and remove what is its own.
+
+    The console and the shared directory stay.
+
+    :returns: whether there was one
+    :raises ProvisionError: the machine is another user's
+    """
+    state = UmlState(directory.absolute())
+    record = state.read_uml_record()
+    if record is None:
+        return False
+    SshChannel(state.ssh).close()
+    end_processes(_identity(state, record))
+    state.remove()
+    return True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a machine is made of."""
+
+    image: Image
+    kernel: UmlKernel
+    spec: MachineSpec
+    wires: tuple[WireEnd, ...]
+
+
+def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
+    text = f"starting machine {name} (User Mode Linux {plan.kernel.release})"
+    with progress.phase("machine", text), disk_full_reported(state.directory):
+        return boot_twice(
+            lambda failures: _boot(UmlRecord(name, uuid4(), failures), plan, state),
+            lambda: destroy_uml(state.directory),
+            state.console,
+            progress,
+        )
+
+
+def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
+    state.make()
+    state.uml.mkdir(exist_ok=True)
+    state.write_uml_record(record)
+    state.console.write_bytes(b"")
+    slirp = Slirp(state.uml)
+    do_together(
+        slirp.start,
+        partial(make_keys, state.ssh, state.shared),
+        partial(make_scratch_disk, state.scratch),
+        partial(offer_agent, state.shared, _AGENT_PORT),
+        partial(shutil.copytree, plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True),
+    )
+    ours, its = socket.socketpair()
+    with its:
+        _start(record, plan, state, its.fileno(), ours.fileno())
+    machine = UmlMachine(state, record, open_process(_identity(state, record)))
+    try:
+        agent = machine.hold_agent(AgentSocket(ours), started=False)
+        machine.channel.configure(_forward(slirp, plan.spec.ssh_port))
+        wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
+        machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[str]:
+    """The command that is the machine.
+
+    :param agent: the descriptor that is its serial port for the agent
+    """
+    spec = plan.spec
+    paths = {
+        "linux": plan.kernel.binary,
+        "root": plan.image.root,
+        "scratch": state.scratch,
+        "shared": state.shared,
+    }
+    links = {name: state.uml / name for name in paths}
+    for name, path in paths.items():
+        links[name].unlink(missing_ok=True)
+        links[name].symlink_to(path)
+    return [
+        str(links["linux"]),
+        f"mem={spec.memory}M",
+        f"ncpus={spec.cpus}",
+        # The faster way to run programs, and the one that more than one processor needs.
+        "seccomp=on",
+        # c: shared, that is, without a lock, which would keep QEMU from the same image.
+        f"ubd0rc={links['root']}",
+        f"ubd1={links['scratch']}",
+        "root=/dev/ubda",
+        "rootfstype=erofs",
+        "ro",
+        f"init={INIT}",
+        f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
+        *(
+            f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
+            for number, wire in enumerate(plan.wires, 1)
+        ),
+        "con0=null,fd:1",
+        "con=null",
+        "ssl=null",
+        f"ssl0=fd:{agent}",
+        "umid=machine",
+        f"uml_dir={state.uml}",
+        "noreboot",
+        "panic=-1",
+        "testbed.carrier=uml",
+        f"testbed.shared={links['shared']}",
+        _uuid_option(record.uuid),
+        *spec.kernel_options,
+    ]
+
+
+def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: int) -> None:
+    """Start the machine.
+
+    :param agent: its descriptor for the agent
+    :param ours: the other end of that. The machine has it, too, so that its own end lasts as long
+        as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
+        interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
+    """
+    with state.console.open("ab") as console:
+        subprocess.Popen(
+            _argv(record, plan, state, agent),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
+            start_new_session=True,
+            # The far ends, too: what another machine's end refuses would make this one stand still.
+            pass_fds=[
+                agent,
+                ours,
+                *(fd for wire in plan.wires for fd in (wire.descriptor, wire.far)),
+            ],
+        )
+
+
+def _memory_place(memory: int, state: UmlState) -> Path:
+    """A directory for the file that is the machine's memory; it has no name there.
+
+    Too small a one would end the machine with a bus error in the middle of its work.
+
+    :param memory: MiB
+    """
+    for place in _MEMORY_PLACES:
+        if os.access(place, os.W_OK) and shutil.disk_usage(place).free > memory * _MIB:
+            return place
+    return state.runtime
+
+
+def _forward(slirp: Slirp, wanted: int) -> int:
+    for _ in range(_PORT_ATTEMPTS):
+        port = claim_port(wanted)
+        if slirp.forward(port):
+            return port
+    raise ProvisionError(
+        "no loopback port could be had for the machine's ssh", detail=last_lines(slirp.log)
+    )
+
+
+def _identity(state: UmlState, record: UmlRecord) -> UmlIdentity:
+    return UmlIdentity(record.uuid, state.uml)
+
+
+def _uuid_option(uuid: UUID) -> str:
+    return f"testbed.uuid={uuid}"

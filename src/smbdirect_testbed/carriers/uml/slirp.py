@@ -1,0 +1,113 @@
+"""A way to a machine's ssh without a privilege: slirp4netns, which is TCP/IP in a process.
+
+User Mode Linux speaks to it over a Unix socket of whole Ethernet frames (its transport ``bess``).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.wait import wait_until
+
+GUEST_ADDRESS = "10.0.2.15"
+_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Slirp:
+    """The network of one machine.
+
+    :param directory: where its Unix sockets are; a short path
+    """
+
+    directory: Path
+
+    @property
+    def frames(self) -> Path:
+        """The socket for the machine's network interface."""
+        return self.directory / "bess.sock"
+
+    @property
+    def log(self) -> Path:
+        """What slirp4netns says."""
+        return self.directory / "slirp.log"
+
+    @property
+    def _api(self) -> Path:
+        return self.directory / "api.sock"
+
+    def start(self) -> None:
+        """Start the process. It ends with the machine's own end, or by being killed.
+
+        :raises ProvisionError: it does not start
+        """
+        argv = ["slirp4netns", "--target-type=bess", "--disable-host-loopback", "--disable-dns"]
+        argv += [f"--api-socket={self._api}", str(self.frames)]
+        with self.log.open("wb") as log:
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as e:
+                raise ProvisionError(
+                    "slirp4netns is not there, which the carrier uml needs",
+                    hint="install the package slirp4netns",
+                ) from e
+
+        def listening() -> bool:
+            if process.poll() is not None:
+                raise ProvisionError(
+                    "slirp4netns did not start", detail=self.log.read_text(errors="replace")
+                )
+            return self.frames.exists()
+
+        wait_until(listening, "slirp4netns to listen", timeout=_TIMEOUT, interval=0.005)
+
+    def forward(self, port: int) -> bool:
+        """Lead a loopback port of this computer to the machine's port 22.
+
+        :returns: False when someone else has taken the port
+        :raises ProvisionError: slirp4netns does not answer
+        """
+        arguments = {
+            "proto": "tcp",
+            "host_addr": "127.0.0.1",
+            "host_port": port,
+            "guest_addr": GUEST_ADDRESS,
+            "guest_port": 22,
+        }
+        request = {"execute": "add_hostfwd", "arguments": arguments}
+        try:
+            with wait_until(
+                self._connected, "slirp4netns to be ready", timeout=_TIMEOUT, interval=0.005
+            ) as api:
+                api.sendall(json.dumps(request).encode())
+                api.shutdown(socket.SHUT_WR)
+                answer = json.loads(b"".join(iter(lambda: api.recv(4096), b"")))
+        except (OSError, ValueError) as e:
+            raise ProvisionError(f"slirp4netns does not answer: {e}") from e
+        return "error" not in answer
+
+    def _connected(self) -> socket.socket | None:
+        """A connection to the process; None while it does not listen."""
+        api = socket.socket(socket.AF_UNIX)
+        try:
+            api.settimeout(_TIMEOUT)
+            api.connect(str(self._api))
+        except (FileNotFoundError, ConnectionRefusedError):
+            # It makes the socket a moment before it listens.
+            api.close()
+            return None
+        except BaseException:
+            api.close()
+            raise
+        return api

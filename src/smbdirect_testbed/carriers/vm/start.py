@@ -1,0 +1,210 @@
+"""Starting a virtual machine: by booting an image, or as a clone of a template."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+from smbdirect_testbed.carriers.boot import (
+    claim_port,
+    do_together,
+    make_scratch_disk,
+    wait_until_ready,
+)
+from smbdirect_testbed.carriers.machine_files import Start, VmRecord, VmState
+from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_process import Identity, open_process
+from smbdirect_testbed.carriers.vm.domain_xml import Accelerator, Domain, RamFile, ShareMode
+from smbdirect_testbed.carriers.vm.libvirt_embed import StartFailed, start_domain
+from smbdirect_testbed.carriers.vm.machine import VmMachine
+from smbdirect_testbed.carriers.vm.sparse_copy import copy_sparse
+from smbdirect_testbed.carriers.vm.template import Template
+from smbdirect_testbed.config.spec import MachineSpec
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.machine.agent_client import AgentSocket, offer_agent
+from smbdirect_testbed.machine.ssh import SHARED_FILES, make_keys
+
+KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
+"""Of every machine, before those of its spec."""
+BOOT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
+"""Seconds from the start of QEMU to the first command."""
+_PORT_TAKEN = "Could not set up host forwarding rule"
+_PORT_ATTEMPTS = 5
+_ENTROPY = 64
+_AGENT_PORT = "/dev/ttyS1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a machine is to be started from."""
+
+    image: Image
+    spec: MachineSpec
+    wires: tuple[WireEnd, ...] = ()
+
+
+class CloneFailed(ProvisionError):
+    """A machine did not start from a template, and it may be the template's fault."""
+
+
+def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = None) -> VmMachine:
+    """Boot a machine.
+
+    :param ram: the file that is to be its memory; None for memory that is no file
+    :raises BootFailed: it did not come up
+    """
+    state.make()
+    state.console.write_bytes(b"")
+    do_together(
+        partial(make_keys, state.ssh, state.shared),
+        partial(make_scratch_disk, state.scratch),
+        partial(offer_agent, state.shared, _AGENT_PORT),
+    )
+    record = _start(record, plan, state, ram, None)
+    with _watched(record, state) as machine:
+        # From the start: what the agent says with nobody there to read it is lost.
+        try:
+            machine.hold_agent(AgentSocket.to(state.agent), started=False)
+        except ProvisionError:
+            # If it has died already, this says of what.
+            wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
+            raise
+        wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
+        machine.channel.open(timeout=BOOT_TIMEOUT[record.accelerator])
+    return machine
+
+
+def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> VmMachine:
+    """Start a machine as a copy of a template.
+
+    Its clock, random numbers, host key and MAC become its own before anyone else can reach it.
+
+    :raises CloneFailed: it did not start, or does not answer
+    """
+    state.make()
+    shutil.copyfile(template.console, state.console)
+    copy_sparse(template.scratch, state.scratch)
+    record = replace(record, start=Start.CLONE, template=template.digest)
+    ram = RamFile(template.ram, shared=False)
+    try:
+        with ThreadPoolExecutor() as pool:
+            keys = pool.submit(make_keys, state.ssh, state.shared)
+            record = _start(record, plan, state, ram, template.state)
+            keys.result()
+    except StartFailed as e:
+        raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
+    if not template.is_in_place():
+        raise CloneFailed("the template was replaced while it was cloned")
+    with _watched(record, state) as machine:
+        machine.prepared = template.prepared
+        try:
+            _thaw(machine, state)
+        except ProvisionError as e:
+            raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
+        machine.open_channel_when_needed(timeout=BOOT_TIMEOUT[record.accelerator])
+    return machine
+
+
+def _thaw(machine: VmMachine, state: VmState) -> None:
+    """Make a copy of a template a machine of its own."""
+    offered = state.shared / SHARED_FILES
+    machine.hold_agent(AgentSocket.to(state.agent), started=True).call(
+        "thaw",
+        time_now=time.time(),
+        entropy=secrets.token_hex(_ENTROPY),
+        mac=machine.record.mac,
+        keys={name: (offered / name).read_text() for name in ("authorized_keys", "host_ed25519")},
+    )
+
+
+@contextmanager
+def _watched(record: VmRecord, state: VmState) -> Iterator[VmMachine]:
+    """The machine that was started; closed if an exception ends the context."""
+    machine = VmMachine(state, record, open_process(Identity(record.uuid, state.libvirt)))
+    machine.channel.configure(record.ssh_port)
+    try:
+        yield machine
+    except BaseException:
+        machine.close()
+        raise
+
+
+def _start(
+    record: VmRecord, plan: Plan, state: VmState, ram: RamFile | None, incoming: Path | None
+) -> VmRecord:
+    """Start QEMU; returns the record with what is known from then on.
+
+    :param incoming: the saved state that it goes on from
+    """
+    record = replace(record, mac=_mac(record.uuid))
+    for _ in range(_PORT_ATTEMPTS):
+        record = replace(record, ssh_port=claim_port(plan.spec.ssh_port))
+        state.write_record(record)
+        domain = Domain(
+            name=record.name,
+            uuid=record.uuid,
+            accelerator=record.accelerator,
+            cpus=plan.spec.cpus,
+            memory=plan.spec.memory,
+            kernel=plan.image.kernel,
+            initramfs=plan.image.initramfs,
+            kernel_options=(*KERNEL_OPTIONS, *plan.spec.kernel_options),
+            root=plan.image.root,
+            scratch=state.scratch,
+            shared=state.shared,
+            share_mode=_share_mode(state.shared),
+            console=state.console,
+            ssh_port=record.ssh_port,
+            mac=record.mac,
+            agent=state.agent,
+            wires=plan.wires,
+            ram=ram,
+            incoming=incoming is not None,
+        )
+        try:
+            versions = start_domain(
+                state.libvirt,
+                domain.xml(),
+                record.uuid,
+                paths.cache() / "libvirt",
+                state=incoming,
+                wires=[wire.descriptor for wire in plan.wires],
+            )
+        except StartFailed as e:
+            # Someone took the port between our look at it and QEMU's.
+            if _PORT_TAKEN in e.message:
+                continue
+            raise
+        record = replace(record, libvirt=versions.libvirt, qemu=versions.qemu)
+        state.write_record(record)
+        return record
+    raise ProvisionError("no free loopback port was found for the machine's ssh")
+
+
+def _mac(uuid: UUID) -> str:
+    """A MAC with the prefix that QEMU's manual gives to emulated machines."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in uuid.bytes[-3:])
+
+
+def _share_mode(directory: Path) -> ShareMode:
+    """How the machine's root can be root in a directory."""
+    if os.geteuid() == 0:
+        return ShareMode.SQUASH
+    try:
+        os.setxattr(directory, "user.testbed", b"")
+        os.removexattr(directory, "user.testbed")
+    except OSError:
+        # Then all files are this user's for the machine too, and cannot be given away.
+        return ShareMode.SQUASH
+    return ShareMode.MAPPED

@@ -1,0 +1,287 @@
+"""What a user may ask for: the specs that an environment file is turned into.
+
+All of them are frozen and validated when made; :mod:`smbdirect_testbed.config.envfile` reads them
+from TOML and turns pydantic's complaints into lines a user understands.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from enum import StrEnum
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,11}$")]
+"""A host's or link's name: short enough to be part of an interface name (15 bytes)."""
+
+
+class CarrierKind(StrEnum):
+    """What gives us a running kernel."""
+
+    VM = "vm"
+    UML = "uml"
+    LOCAL = "local"
+
+
+class RdmaType(StrEnum):
+    """The soft-RDMA driver behind an RDMA link."""
+
+    RXE = "rxe"
+    SIW = "siw"
+
+
+class Transport(StrEnum):
+    """How SMB travels between a client and a server."""
+
+    TCP = "tcp"
+    NBT = "nbt"
+    SMBDIRECT = "smbdirect"
+
+
+class ServerKind(StrEnum):
+    """An SMB server implementation."""
+
+    SMBD = "smbd"
+    KSMBD = "ksmbd"
+
+
+class Role(StrEnum):
+    """What a host is for."""
+
+    SERVER = "server"
+    CLIENT = "client"
+    MONITOR = "monitor"
+
+
+class Stack(StrEnum):
+    """Whose network stack a host is: a namespace of its own, or the machine's own.
+
+    ksmbd listens in the machine's own stack only, and so do kernel users of siw.
+    """
+
+    NAMESPACE = "namespace"
+    MACHINE = "machine"
+
+
+class DriverOrigin(StrEnum):
+    """Where the kernel driver's source comes from; ``installed``: its modules are there, built."""
+
+    DISTRIBUTION = "distribution"
+    TREE = "tree"
+    GIT = "git"
+    INSTALLED = "installed"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MachineSpec:
+    """The size of a machine.
+
+    :param memory: MiB of RAM
+    :param ssh_port: a fixed loopback port for the machine's ssh; 0 takes a free one
+    :param kernel_options: extra kernel command line options; they change the kernel under test
+        and are recorded with the results
+    :param cold: boot it, although a clone of a template would be there sooner
+    """
+
+    cpus: Annotated[int, Field(ge=1, le=64)] = 2
+    memory: Annotated[int, Field(ge=512, le=65536)] = 2048
+    ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    kernel_options: tuple[str, ...] = ()
+    cold: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DriverSpec:
+    """Where smbdirect.ko, cifs.ko, ksmbd.ko and siw.ko are built from.
+
+    :param path: a kernel tree, or a part of one that holds ``fs/smb`` (origin ``tree``)
+    :param url: a git repository with a kernel tree (origin ``git``)
+    :param commit: the full commit id in it (origin ``git``)
+    """
+
+    origin: DriverOrigin = DriverOrigin.DISTRIBUTION
+    path: str | None = None
+    url: str | None = None
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        needed = {
+            DriverOrigin.DISTRIBUTION: set[str](),
+            DriverOrigin.TREE: {"path"},
+            DriverOrigin.GIT: {"url", "commit"},
+            DriverOrigin.INSTALLED: set[str](),
+        }[self.origin]
+        given = {k for k in ("path", "url", "commit") if getattr(self, k) is not None}
+        if missing := needed - given:
+            raise ValueError(f"origin {self.origin!s} needs {' and '.join(sorted(missing))}")
+        if surplus := given - needed:
+            raise ValueError(
+                f"{' and '.join(sorted(surplus))} do not go with origin {self.origin!s}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class HostSpec:
+    """A network stack with a role.
+
+    :param machine: the machine it is on; hosts that name the same are on one
+    """
+
+    name: Name
+    role: Role
+    stack: Stack = Stack.NAMESPACE
+    machine: Name = "machine"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LinkEnd:
+    """One host's end of a link.
+
+    :param rdma: the type of the RDMA link on this end's interface; None for none
+    """
+
+    host: str
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface
+    rdma: RdmaType | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LinkSpec:
+    """A wire between two hosts.
+
+    :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
+    :param neighbours: set permanent neighbour entries; without them a first RDMA connection can
+        take the 5 s of rdma_cm's address time-out
+    :param delay: milliseconds that each packet takes longer, in each direction
+    :param loss: per cent of the packets that are lost, in each direction
+    """
+
+    ends: tuple[LinkEnd, LinkEnd]
+    mtu: Annotated[int, Field(ge=1280, le=65535)] = 1500
+    neighbours: bool = True
+    delay: Annotated[float, Field(ge=0, le=10_000)] = 0.0
+    loss: Annotated[float, Field(ge=0, lt=100)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ServerSpec:
+    """An SMB server that a host runs: smbd from the start, ksmbd when a scenario asks for it.
+
+    :param transports: what it listens on
+    """
+
+    kind: ServerKind
+    host: str
+    transports: tuple[Transport, ...] = (Transport.TCP, Transport.NBT, Transport.SMBDIRECT)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EnvironmentSpec:
+    """One environment: what a file in ``envs/`` says.
+
+    :param name: the file's name without ``.toml``
+    :param image: the name of a recipe in ``vm-images/``
+    """
+
+    name: str
+    description: str
+    carrier: CarrierKind
+    image: str
+    hosts: tuple[HostSpec, ...]
+    links: tuple[LinkSpec, ...]
+    servers: tuple[ServerSpec, ...] = ()
+    machine: MachineSpec = Field(default_factory=MachineSpec)
+    driver: DriverSpec = Field(default_factory=DriverSpec)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [h.name for h in self.hosts]
+        if not names:
+            raise ValueError("hosts: at least one host is needed")
+        _no_repeats(names, "hosts: two hosts are named {}")
+        _no_repeats(
+            (h.machine for h in self.hosts if h.stack is Stack.MACHINE),
+            "hosts: only one host can have the own stack of machine {}",
+        )
+        ends = [end for link in self.links for end in link.ends]
+        for end in ends:
+            if end.host not in names:
+                raise ValueError(
+                    f"links: there is no host {end.host} (hosts are {', '.join(names)})"
+                )
+        _no_repeats((e.ipv4.ip for e in ends), "links: two ends have the address {}")
+        _no_repeats((e.ipv6.ip for e in ends), "links: two ends have the address {}")
+        for link in self.links:
+            a, b = link.ends
+            if a.host == b.host:
+                raise ValueError(f"links: both ends are on host {a.host}")
+            if a.ipv4.network != b.ipv4.network or a.ipv6.network != b.ipv6.network:
+                raise ValueError(f"links: {a.host} and {b.host} are not in one network")
+        for server in self.servers:
+            if server.host not in names:
+                raise ValueError(
+                    f"servers: there is no host {server.host} (hosts are {', '.join(names)})"
+                )
+            if (
+                server.kind is ServerKind.KSMBD
+                and self.host(server.host).stack is not Stack.MACHINE
+            ):
+                raise ValueError('servers: ksmbd needs a host with stack = "machine"')
+        self._check_local()
+        return self
+
+    def _check_local(self) -> None:
+        """Raise ValueError for what only a kernel of our own, or only this computer's, can be."""
+        if self.carrier is not CarrierKind.LOCAL:
+            if self.driver.origin is DriverOrigin.INSTALLED:
+                raise ValueError("driver: origin installed needs carrier local")
+            return
+        if len(self.machines) > 1:
+            raise ValueError("hosts: carrier local has one machine, this computer")
+        if self.machine.kernel_options:
+            raise ValueError("machine: carrier local runs on a kernel that has its options already")
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether a host is its machine's own network stack: with carrier local, the computer's."""
+        return any(h.stack is Stack.MACHINE for h in self.hosts)
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The names of its machines, in the order in which hosts name them."""
+        return tuple(dict.fromkeys(h.machine for h in self.hosts))
+
+    def crosses(self, link: LinkSpec) -> bool:
+        """Whether a link joins two machines."""
+        return len({self.host(end.host).machine for end in link.ends}) > 1
+
+    def part_on(self, machine: str) -> EnvironmentSpec:
+        """What of it is on one machine alone: its hosts, and the links between them."""
+        hosts = tuple(h for h in self.hosts if h.machine == machine)
+        names = {h.name for h in hosts}
+        return replace(
+            self,
+            hosts=hosts,
+            links=tuple(k for k in self.links if {e.host for e in k.ends} <= names),
+            servers=tuple(s for s in self.servers if s.host in names),
+        )
+
+    def host(self, name: str) -> HostSpec:
+        """The host of that name."""
+        return next(h for h in self.hosts if h.name == name)
+
+
+def _no_repeats(values: Iterable[object], message: str) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(message.format(value))

@@ -1,0 +1,130 @@
+"""An environment that is up, as a value: all that a scenario can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smbdirect_testbed.config.spec import EnvironmentSpec, Role, ServerKind
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.kernel.running import RunningKernel
+from smbdirect_testbed.kernel.uml import UmlKernel
+from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.machine.kernel_log import KernelLog
+from smbdirect_testbed.machine.loaded_driver import LoadedDriver
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.smb.smbd import Smbd
+
+Kernel = UmlKernel | RunningKernel
+"""A kernel that is not the image's own."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything that a scenario can use.
+
+    :param kernel: the machines' kernel, if it is not the image's own
+    :param machines: by name, and so are the drivers and the kernel logs that they have
+    :param directory: the instance's state directory
+    :param early_servers: those that run from the start, as soon as they do
+    """
+
+    spec: EnvironmentSpec
+    image: Image
+    kernel: Kernel | None
+    machines: Mapping[str, Machine]
+    drivers: Mapping[str, LoadedDriver]
+    hosts: Mapping[str, Host]
+    kernel_logs: Mapping[str, KernelLog]
+    directory: Path
+    early_servers: dict[ServerKind, Early[Smbd]] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that smbd is on, or the first."""
+        return self.machines[self._main]
+
+    @property
+    def driver(self) -> LoadedDriver:
+        """The driver in that machine."""
+        return self.drivers[self._main]
+
+    @property
+    def _main(self) -> str:
+        smbd = (s.host for s in self.spec.servers if s.kind is ServerKind.SMBD)
+        return self.spec.host(next(smbd, self.spec.hosts[0].name)).machine
+
+    def death(self) -> str | None:
+        """Why one of the machines no longer runs; None while all do."""
+        for name, machine in self.machines.items():
+            if reason := machine.death():
+                return reason if len(self.machines) == 1 else f"machine {name}: {reason}"
+        return None
+
+    def host(self, role: Role) -> Host:
+        """The first host with a role.
+
+        :raises ProvisionError: no host has it
+        """
+        for host in self.hosts.values():
+            if host.role is role:
+                return host
+        raise ProvisionError(f"environment {self.spec.name} has no host with role {role}")
+
+    def host_of(self, kind: ServerKind) -> Host | None:
+        """The host that the environment gives to a server, if it has that server."""
+        for server in self.spec.servers:
+            if server.kind is kind:
+                return self.hosts[server.host]
+        return None
+
+    def server(self, kind: ServerKind) -> SmbServer | None:
+        """A server that runs from the start, if there is one; waits until it does.
+
+        :raises ProvisionError: it did not start, with the end of its log
+        """
+        early = self.early_servers.get(kind)
+        return early.value() if early else None
+
+    def wait_for_servers(self) -> None:
+        """Wait until all servers from the start run; raises as :meth:`server` does."""
+        for kind in self.early_servers:
+            self.server(kind)
+
+    def servers(self) -> list[SmbServer]:
+        """The servers from the start that run by now."""
+        return [server for early in self.early_servers.values() if (server := early.done())]
+
+    def facts(self) -> dict[str, str]:
+        """What the results say of the environment: what ran on what."""
+        return {
+            "environment": self.spec.name,
+            "carrier": self.spec.carrier.value,
+            "accelerator": self.machine.accelerator,
+            **joined_facts({name: m.provenance for name, m in self.machines.items()}),
+            "kernel": self.kernel.release if self.kernel else self.image.kernel_release,
+            "kernel_options": " ".join(self.spec.machine.kernel_options),
+            "image": self.image.name,
+            "image_digest": self.image.digest,
+            "samba": self.image.packages.get("samba", "none"),
+            "rdma_core": self.image.packages.get("rdma-core", "none"),
+            "driver_source": self.driver.built.source,
+            "driver_version": self.driver.built.version,
+            "driver_digest": self.driver.built.digest,
+        }
+
+
+def joined_facts(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Facts about machines, by the machine's name: as of one where they are the same."""
+    joined = {}
+    for key in {key: None for of_machine in facts.values() for key in of_machine}:
+        values = {name: of_machine.get(key, "") for name, of_machine in facts.items()}
+        if len(set(values.values())) == 1:
+            joined[key] = next(iter(values.values()))
+        else:
+            joined[key] = ", ".join(f"{name}: {value or 'none'}" for name, value in values.items())
+    return joined

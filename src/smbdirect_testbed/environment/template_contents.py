@@ -1,0 +1,69 @@
+"""What an environment's template holds: all of the environment that can be there before its clones.
+
+These are the steps of :func:`smbdirect_testbed.environment.provide.provide`, which finds them done
+in a clone and only checks: what is asked for once more is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from smbdirect_testbed.carriers.vm.template import TemplatePlan
+from smbdirect_testbed.config.spec import DriverOrigin, EnvironmentSpec, ServerKind
+from smbdirect_testbed.evidence.capture import captured_host, start_capture
+from smbdirect_testbed.kernel.built_driver import BuiltDriver
+from smbdirect_testbed.machine.agent_client import running_agent
+from smbdirect_testbed.machine.loaded_driver import (
+    PREPARED,
+    LoadedDriver,
+    load_distribution_modules,
+)
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.machine.topology import Place, made_hosts
+from smbdirect_testbed.smb.smbd import prepare_smbd
+
+# What every run starts first, and every scenario of SMB: from the image, a page of a program costs
+# a hundred times what it costs from memory.
+_WARM_UP = """
+for program in nsenter bash tee smbclient smbtorture; do
+    $program --version
+done >/dev/null 2>&1
+:
+"""
+
+
+def template_plan(spec: EnvironmentSpec, name: str, built: BuiltDriver) -> TemplatePlan | None:
+    """How a machine of an environment is prepared; None for one that is to boot.
+
+    A driver that somebody is working on is in no template: each edit would need another.
+
+    :param name: the machine's
+    """
+    if spec.machine.cold:
+        return None
+    lasting = built if spec.driver.origin is not DriverOrigin.TREE else None
+    digest = lasting.digest if lasting else "any driver"
+    parts = (digest, name, repr(spec.hosts), repr(spec.links), repr(spec.servers))
+    return TemplatePlan(parts, partial(_prepare, spec, name, lasting))
+
+
+def _prepare(
+    spec: EnvironmentSpec, name: str, built: BuiltDriver | None, machine: Machine
+) -> Mapping[str, str]:
+    facts = {}
+    with running_agent(machine) as agent:
+        if built:
+            driver = LoadedDriver(machine, built)
+            driver.load()
+            facts[PREPARED] = built.digest
+        else:
+            load_distribution_modules(machine)
+        with made_hosts(spec, {name: Place(machine, agent)}, keep=True) as hosts:
+            machine.run(["sh", "-c", _WARM_UP])
+            if client := captured_host(hosts):
+                start_capture(client)
+            for server in spec.servers if built else ():
+                if server.kind is ServerKind.SMBD and server.host in hosts:
+                    facts |= prepare_smbd(hosts[server.host], driver, server.transports)
+    return facts

@@ -1,0 +1,81 @@
+"""Reading a pcap file while it grows, and writing parts of it.
+
+Only one kind is read: the classic format with microseconds, frames as Linux's "any" device has
+them (LINUX_SLL2).
+Common readers take a truncated last record for the end of the file; a file that is still being
+written needs one that comes back for the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from smbdirect_testbed.lib.errors import ProvisionError
+
+_MAGIC = 0xA1B2C3D4
+_LINUX_SLL2 = 276
+_FILE_HEADER = struct.Struct("<IHHiIII")
+_RECORD_HEADER = struct.Struct("<IIII")
+_LARGEST_RECORD = 1 << 20
+
+
+class Record(NamedTuple):
+    """One captured frame.
+
+    :param header: its record header as it stands in the file
+    """
+
+    header: bytes
+    frame: bytes
+
+
+class GrowingPcap:
+    """A pcap file that another process is writing; it need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = 0
+
+    def take(self) -> list[Record]:
+        """The records that are complete by now and were not taken before.
+
+        :raises ProvisionError: this is no pcap file of such frames, or a damaged one
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        at = 0
+        if self._position == 0:
+            if len(data) < _FILE_HEADER.size:
+                return []
+            magic, *_, link_type = _FILE_HEADER.unpack_from(data)
+            if magic != _MAGIC or link_type != _LINUX_SLL2:
+                raise ProvisionError(f"{self.path} is not a pcap file of LINUX_SLL2 frames")
+            at = _FILE_HEADER.size
+        records = []
+        while at + _RECORD_HEADER.size <= len(data):
+            length = _RECORD_HEADER.unpack_from(data, at)[2]
+            if length > _LARGEST_RECORD:
+                raise ProvisionError(f"{self.path} is damaged: a record of {length} bytes")
+            body = at + _RECORD_HEADER.size
+            if body + length > len(data):
+                break
+            records.append(Record(data[at:body], data[body : body + length]))
+            at = body + length
+        self._position += at
+        return records
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Write records to a new pcap file."""
+    with path.open("wb") as file:
+        file.write(_FILE_HEADER.pack(_MAGIC, 2, 4, 0, 0, 262144, _LINUX_SLL2))
+        for record in records:
+            file.write(record.header)
+            file.write(record.frame)

@@ -1,0 +1,159 @@
+"""Images: the kernel and the userland that a machine boots."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smbdirect_testbed.image.mmdebstrap import Bootstrap, bootstrap_nothing, hook
+from smbdirect_testbed.image.recipe import Recipe, file_mode, read_recipe, recipe_digest
+from smbdirect_testbed.lib import cache, paths
+from smbdirect_testbed.lib.progress import Progress
+
+_VERSION = "1"
+"""Of this module: to be raised when it makes another image of the same recipe."""
+
+_IMAGE_GIB = 1.0
+_NEEDED = ("busybox-static", "erofs-utils", "kmod", "passwd")
+"""Packages that finishing an image needs."""
+INIT = "/usr/lib/smbdirect-testbed/init"
+"""In a root file system: what the machine's kernel or its initramfs starts."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A kernel, an initramfs and a root file system that go together.
+
+    :param name: of its recipe
+    :param digest: of the recipe and of the packages' versions
+    :param root: an erofs file system
+    :param kernel_release: as ``uname -r`` says it
+    :param packages: version by name, of all packages
+    """
+
+    name: str
+    digest: str
+    directory: Path
+    root: Path
+    kernel: Path
+    initramfs: Path
+    kernel_release: str
+    packages: Mapping[str, str]
+
+    @property
+    def kernel_version(self) -> str:
+        """The version of the kernel's Debian package."""
+        return self.packages[f"linux-image-{self.kernel_release}"]
+
+
+def provide_image(name: str, progress: Progress, *, force: bool = False) -> Image:
+    """The image of a recipe, made first if it is not in the cache.
+
+    :param force: make it anew, with the packages of today
+    :raises UsageError: there is no such recipe, or something in it is wrong
+    :raises ProvisionError: it could not be made
+    """
+    recipe = read_recipe(name)
+    finish = paths.images() / "guest" / "finish"
+    key = _key(recipe, finish)
+
+    def make(directory: Path) -> None:
+        with progress.phase("image", f"building image {name}"):
+            cache.require_space(directory, _IMAGE_GIB, f"image {name}")
+            _make(name, key, recipe, finish, directory, progress)
+
+    entry = cache.provide("images", f"{name}-{key[:16]}", make, progress, force=force)
+    return _read(name, entry)
+
+
+def find_image(name: str) -> Image | None:
+    """The image of a recipe, if it is in the cache.
+
+    :raises UsageError: there is no such recipe, or something in it is wrong
+    """
+    key = _key(read_recipe(name), paths.images() / "guest" / "finish")
+    entry = paths.cache() / "images" / f"{name}-{key[:16]}"
+    return _read(name, entry) if entry.is_dir() else None
+
+
+def _key(recipe: Recipe, finish: Path) -> str:
+    return cache.digest([_VERSION, recipe_digest(recipe), finish.read_bytes()])
+
+
+def _make(
+    name: str, key: str, recipe: Recipe, finish: Path, directory: Path, progress: Progress
+) -> None:
+    files = directory / "files.tar"
+    _pack(recipe, finish, files)
+    what = Bootstrap(
+        recipe.suites,
+        (recipe.kernel.package, *sorted({*recipe.packages, *_NEEDED})),
+        (
+            hook("tar-in", files, "/"),
+            'chroot "$1" /.testbed/in/finish 1>&2',
+            hook("copy-out", "/.testbed/out", directory),
+        ),
+    )
+    bootstrap_nothing(what, cache.log_file(f"image-{name}"), progress)
+    files.unlink()
+    out = directory / "out"
+    for file in out.iterdir():
+        file.chmod(0o644)
+        file.rename(directory / file.name)
+    out.rmdir()
+    packages = dict(
+        line.split(" ", 1) for line in (directory / "packages").read_text().splitlines()
+    )
+    facts = {
+        "name": name,
+        "digest": cache.digest([key, (directory / "packages").read_bytes()]),
+        "kernel_release": (directory / "kernel-release").read_text().strip(),
+        "packages": packages,
+    }
+    (directory / "packages").unlink()
+    (directory / "kernel-release").unlink()
+    (directory / "image.json").write_text(json.dumps(facts, indent=1))
+
+
+def _read(name: str, directory: Path) -> Image:
+    facts = json.loads((directory / "image.json").read_text())
+    return Image(
+        name=name,
+        digest=facts["digest"],
+        directory=directory,
+        root=directory / "root.erofs",
+        kernel=directory / "vmlinuz",
+        initramfs=directory / "initramfs",
+        kernel_release=facts["kernel_release"],
+        packages=facts["packages"],
+    )
+
+
+def _pack(recipe: Recipe, finish: Path, target: Path) -> None:
+    """Everything of ours that goes into the new system, owned by root whoever packs it."""
+    here = paths.images()
+    lists = {
+        "unpack": [f"{package} {path}" for package, path in recipe.unpack.items()],
+        "users": recipe.users,
+        "modules": recipe.kernel.modules,
+        "boot-modules": [" ".join(group) for group in recipe.initramfs.modules],
+    }
+    with tarfile.open(target, "w") as tar:
+        for path, source in recipe.files.items():
+            _add(tar, path, (here / source).read_bytes(), file_mode(here / source))
+        for name, lines in lists.items():
+            _add(tar, f"/.testbed/in/{name}", "".join(f"{x}\n" for x in lines).encode(), 0o644)
+        init = (here / recipe.initramfs.init).read_bytes()
+        _add(tar, "/.testbed/in/initramfs-init", init, 0o755)
+        _add(tar, "/.testbed/in/finish", finish.read_bytes(), 0o755)
+
+
+def _add(tar: tarfile.TarFile, path: str, content: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(path.lstrip("/"))
+    entry.size = len(content)
+    entry.mode = mode
+    tar.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,113 @@
+"""Image recipes: the files ``vm-images/*.toml``, read and checked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from smbdirect_testbed.config.envfile import parse_toml, validate
+from smbdirect_testbed.lib import cache, paths
+from smbdirect_testbed.lib.errors import UsageError
+
+_STRICT = ConfigDict(extra="forbid")
+
+Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_@+][A-Za-z0-9._@+-]*)+$")]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+ModulePattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_*][A-Za-z0-9_/.*-]*$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class KernelRecipe:
+    """The kernel of an image.
+
+    :param package: its Debian package, or one that depends on it
+    :param modules: what to keep of the package's modules: paths below ``kernel/`` in the module
+        directory, with ``*`` for any part of one name
+    """
+
+    package: Package
+    modules: tuple[ModulePattern, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class InitramfsRecipe:
+    """What runs before the root file system is there.
+
+    :param init: the program, a file beside the recipe
+    :param modules: kernel modules it loads: the first group for the root file system, the others
+        beside it; what a module depends on is added to its group, and can be in one group only
+    """
+
+    init: str
+    modules: Annotated[tuple[tuple[ModuleName, ...], ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """What an image is made of.
+
+    :param suite: the Debian suite
+    :param backports: take every package from the suite's backports if it is there
+    :param packages: installed packages
+    :param unpack: directory by package: unpacked there without being installed, since dpkg would
+        not have it beside the others
+    :param users: users that exist besides those of packages; they have no password
+    :param files: file beside the recipe by path in the image; executable there if it is here
+    """
+
+    description: str
+    suite: Annotated[str, Field(pattern=r"^[a-z]+$")]
+    kernel: KernelRecipe
+    initramfs: InitramfsRecipe
+    packages: tuple[Package, ...]
+    backports: bool = False
+    unpack: dict[Package, GuestPath] = Field(default_factory=dict)
+    users: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], ...] = ()
+    files: dict[GuestPath, str] = Field(default_factory=dict)
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The suites that packages come from."""
+        return (self.suite, f"{self.suite}-backports") if self.backports else (self.suite,)
+
+
+def recipe_names(directory: Path | None = None) -> list[str]:
+    """The names of all images that there are recipes for."""
+    return sorted(f.stem for f in (directory or paths.images()).glob("*.toml"))
+
+
+def read_recipe(name: str, directory: Path | None = None) -> Recipe:
+    """Read a recipe, and check that the files it names are there.
+
+    :raises UsageError: there is no such recipe, or something in it is wrong
+    """
+    directory = directory or paths.images()
+    file = directory / f"{name}.toml"
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not file.is_file():
+        raise UsageError(
+            f"there is no image {name!r}", hint=f"images are {', '.join(recipe_names(directory))}"
+        )
+    recipe = validate(TypeAdapter(Recipe), parse_toml(file.read_text(errors="replace"), file), file)
+    for source in (recipe.initramfs.init, *recipe.files.values()):
+        if not (directory / source).is_file():
+            raise UsageError(f"{file}: there is no file {directory / source}")
+    return recipe
+
+
+def recipe_digest(recipe: Recipe, directory: Path | None = None) -> str:
+    """A digest of a recipe and of the contents of the files it names."""
+    directory = directory or paths.images()
+    parts: list[str | bytes] = [repr(recipe)]
+    for source in (recipe.initramfs.init, *recipe.files.values()):
+        parts += [(directory / source).read_bytes(), str(file_mode(directory / source))]
+    return cache.digest(parts)
+
+
+def file_mode(source: Path) -> int:
+    """The mode that a file beside a recipe has in the image, whatever the umask was here."""
+    return 0o755 if source.stat().st_mode & 0o100 else 0o644

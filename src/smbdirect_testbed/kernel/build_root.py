@@ -1,0 +1,222 @@
+"""Build roots: a Debian system with a compiler, to build things in without touching this one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path, PurePosixPath
+
+from smbdirect_testbed.image.mmdebstrap import Bootstrap, bootstrap_directory
+from smbdirect_testbed.kernel.tree import source_names
+from smbdirect_testbed.kernel.tree_sync import copy_out, forget_last, sync, sync_files
+from smbdirect_testbed.lib import cache, process
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError, TestbedError
+from smbdirect_testbed.lib.process import CommandResult
+from smbdirect_testbed.lib.progress import Progress
+
+_VERSION = "1"
+_GIB = 1.5
+_WORK = PurePosixPath("/build")
+_RECORD = ".testbed-copied.json"
+_LAST_SECONDS = 60.0
+"""No single file of a build takes longer to be written."""
+
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+}
+_STACK = "7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]\n"
+"""All that a kernel build reads below /proc: objtool, to tell a stack overflow from other faults.
+
+A file that says it spares mounting /proc, which containers do not allow by default.
+"""
+_LIST_PACKAGES = (
+    'chroot "$1" dpkg-query --show --showformat \'${Package} ${Version}\\n\' > "$1/packages"'
+)
+
+
+class BuildRoot(ABC):
+    """A system to build in. What is in it stays there from one command to the next.
+
+    :param packages: version by name, of all packages installed in it
+    :param directory: where it is on this computer
+    """
+
+    def __init__(self, packages: Mapping[str, str], directory: Path) -> None:
+        self.packages = packages
+        self.directory = directory
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        inputs: Mapping[PurePosixPath, Path] | None = None,
+        outputs: Mapping[PurePosixPath, Path] | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        timeout: float = 600,
+    ) -> CommandResult:
+        """Run a command in the build root to its end.
+
+        :param inputs: file or directory on this computer by its path in the build root; brought
+            up to date there before the command runs
+        :param outputs: path on this computer by file or directory in the build root; copied once
+            the command has succeeded
+        :param env: variables of the command
+        :param log: grows with the command line and its output
+        :param timeout: seconds until the command is stopped
+        :raises CommandFailed: status other than 0, or the deadline passed
+        :raises ProvisionError: the disk is full
+        """
+        records = self._path(self._records)
+        with cache.disk_full_reported(records.parent):
+            for there, here in (inputs or {}).items():
+                sync(here, self._path(there), records / cache.digest([str(there)])[:16])
+            try:
+                result = process.run(self._inside(argv, env or {}), log=log, timeout=timeout)
+            except CommandFailed as e:
+                raise CommandFailed(argv, e.status, e.output, log=log) from e
+            for there, here in (outputs or {}).items():
+                copy_out(self._path(there), here)
+        return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
+
+    def holds(self, path: PurePosixPath) -> bool:
+        """Whether there is such a file in the build root."""
+        return self._path(path).exists()
+
+    def bring_tree(self, files: Mapping[str, str], tree: Path, there: PurePosixPath) -> int:
+        """Bring a kernel tree on this computer up to date in a work directory.
+
+        :param files: digest by name, see :func:`smbdirect_testbed.kernel.tree.read_tree`
+        :param there: the work directory
+        :returns: how many files differed
+        """
+        here = self._path(there)
+        record = here / _RECORD
+        known = () if record.exists() else source_names(here)
+        with cache.disk_full_reported(here):
+            return sync_files(files, tree, here, record, known)
+
+    @property
+    @abstractmethod
+    def _records(self) -> PurePosixPath:
+        """The directory, in the build root, of what is known of inputs that were brought in."""
+
+    @abstractmethod
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """What to run on this computer so that a command runs in the build root."""
+
+    def _path(self, there: PurePosixPath) -> Path:
+        return self.directory / there.relative_to("/")
+
+    @abstractmethod
+    def work_directory(
+        self, name: str, progress: Progress
+    ) -> AbstractContextManager[PurePosixPath]:
+        """A directory in the build root that keeps its content from one use to the next.
+
+        Others that want it wait. When its last use was interrupted, so that a file may be half
+        written, it begins without what was written in the last minute of that.
+        """
+
+
+def provide_build_root(
+    name: str,
+    suites: tuple[str, ...],
+    packages: tuple[str, ...],
+    hooks: tuple[str, ...],
+    progress: Progress,
+) -> BuildRoot:
+    """A build root with the given packages, made first if it is not in the cache.
+
+    :param name: what it is for, a part of a file name
+    :param hooks: mmdebstrap's customize hooks, which complete it
+    :raises ProvisionError: it could not be made, or cannot be used by this user
+    """
+    key = cache.digest([_VERSION, *suites, "", *packages, "", *hooks])
+
+    def make(directory: Path) -> None:
+        _enter_argv(Path("/"))
+        with progress.phase("build_root", f"making build root {name}"):
+            cache.require_space(directory, _GIB, f"build root {name}")
+            what = Bootstrap(suites, packages, (*hooks, _LIST_PACKAGES))
+            log = cache.log_file(f"build-root-{name}")
+            bootstrap_directory(what, directory / "root", log, progress)
+            maps = directory / "root/proc/self/maps"
+            maps.parent.mkdir()
+            maps.write_text(_STACK)
+
+    return _DirectoryBuildRoot(cache.provide("build-roots", f"{name}-{key[:16]}", make, progress))
+
+
+class _DirectoryBuildRoot(BuildRoot):
+    """A build root in a directory of the cache."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        root = directory / "root"
+        lines = (root / "packages").read_text().splitlines()
+        super().__init__(dict(line.split(" ", 1) for line in lines), root)
+
+    @property
+    def _records(self) -> PurePosixPath:
+        return _WORK / ".inputs"
+
+    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        variables = {**_ENVIRONMENT, **env}
+        command = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
+        return [*_enter_argv(self.directory), *command]
+
+    @contextmanager
+    def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
+        there = _WORK / name
+        here = self._path(there)
+        in_use = here.with_name(f"{name}.in-use")
+        lock = f"build-{self._directory.name}-{name}"
+        with cache.lock(lock, progress, f"the build directory {name}"):
+            if in_use.exists():
+                forget_last(here, _LAST_SECONDS)
+                cache.remove(here / _RECORD)
+            here.mkdir(parents=True, exist_ok=True)
+            in_use.touch()
+            try:
+                yield there
+            except TestbedError as e:
+                # A compiler that gave up by itself leaves nothing half written.
+                if not isinstance(e, CommandFailed) or (e.status or -1) > 0:
+                    in_use.unlink()
+                raise
+            in_use.unlink()
+
+
+@functools.cache
+def _enter_argv(root: Path) -> tuple[str, ...]:
+    """What to put before a command to run it in a build root, as this user on this computer.
+
+    :raises ProvisionError: this user cannot run anything in a build root here
+    """
+    if os.geteuid() == 0:
+        # Needs no privilege that a container does not have by default; mounting would.
+        return ("chroot", os.fspath(root))
+    hint = "run as root, or allow unprivileged user namespaces on this computer"
+    if not shutil.which("bwrap"):
+        raise ProvisionError(
+            "bubblewrap (bwrap) is not there: an ordinary user needs it to build",
+            hint="install the package bubblewrap",
+        )
+    argv = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc"]
+    argv += ["--unshare-net", "--die-with-parent", "--bind", os.fspath(root), "/"]
+    argv += ["--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/"]
+    tried = process.run([*argv, "true"], check=False, timeout=30)
+    if not tried.ok:
+        raise ProvisionError(
+            "this user may not make a user namespace, which building needs",
+            hint=hint,
+            detail=tried.output,
+        )
+    return tuple(argv)

@@ -1,0 +1,213 @@
+"""Where the driver's C code comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from smbdirect_testbed.config.spec import DriverOrigin, DriverSpec
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS, KernelPackages, provide_toolchain
+from smbdirect_testbed.kernel.tree import BUILT
+from smbdirect_testbed.lib import cache, process
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError, UsageError
+from smbdirect_testbed.lib.progress import Progress
+
+_ESSENTIAL = (
+    "fs/smb/smbdirect",
+    "fs/smb/client",
+    "fs/smb/common",
+    "fs/smb/server",
+    "fs/smb/Makefile",
+)
+_GIT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Source files as they were at one moment, however they are edited afterwards.
+
+    :param files: content and mode by name
+    """
+
+    files: Mapping[str, tuple[bytes, int]]
+
+    @classmethod
+    def read(cls, directory: Path, parts: Iterable[str]) -> Self:
+        """Read files and directories below a directory, without anything built from them.
+
+        :raises UsageError: a file cannot be read
+        """
+        try:
+            return cls(dict(_source_files(directory, parts)))
+        except OSError as e:
+            raise UsageError(f"driver: cannot read {e.filename}: {e.strerror}") from e
+
+    def digest(self) -> str:
+        """The same for two only if all names, contents and modes are the same."""
+        return cache.digest(
+            part
+            for name, (content, mode) in self.files.items()
+            for part in (name, content, str(mode))
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write the files to another directory."""
+        for name, (content, mode) in self.files.items():
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            file.chmod(mode)
+
+
+@dataclass(frozen=True)
+class DriverSource:
+    """The driver's part of a kernel tree.
+
+    :param identity: the same for two sources only if all their files are the same
+    :param description: for people
+    :param version: the version that the source's origin gives it
+    :param write: writes the files to a directory, laid out as in a kernel tree
+    :param tree: the user's tree, if that is where they come from
+    """
+
+    identity: str
+    description: str
+    version: str
+    write: Callable[[Path], None]
+    tree: Path | None = None
+
+
+def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
+    """Find the source that a spec asks for; a tree is read, the others are not fetched yet.
+
+    :raises UsageError: the spec's path holds no driver
+    """
+    match spec.origin:
+        case DriverOrigin.DISTRIBUTION:
+            return _distribution(image, progress)
+        case DriverOrigin.TREE:
+            assert spec.path is not None
+            return tree_source(Path(spec.path))
+        case DriverOrigin.GIT:
+            assert spec.url is not None
+            assert spec.commit is not None
+            return git_source(spec.url, spec.commit, progress)
+        case DriverOrigin.INSTALLED:
+            raise UsageError("driver: what is installed has no source")
+
+
+def _distribution(image: Image, progress: Progress) -> DriverSource:
+    kernel = KernelPackages.of(image)
+    package, version = kernel.source, kernel.version
+
+    def write(directory: Path) -> None:
+        toolchain = provide_toolchain(image, progress)
+        outputs = {toolchain.source / part: directory / part for part in SOURCE_PARTS}
+        toolchain.build_root.run(["true"], outputs=outputs)
+
+    return DriverSource(
+        f"distribution {package} {version}", f"Debian's {package} {version}", version, write
+    )
+
+
+def check(spec: DriverSpec) -> None:
+    """Look whether the spec's tree can be one, at the cost of nothing.
+
+    :raises UsageError: it holds no driver
+    """
+    if spec.path is not None:
+        _checked_tree(Path(spec.path))
+
+
+def tree_source(tree: Path) -> DriverSource:
+    """A user's kernel tree, or a part of one, as it is now. Nothing is written to it.
+
+    :raises UsageError: it holds no driver
+    """
+    tree = _checked_tree(tree)
+    files = SourceFiles.read(tree, SOURCE_PARTS)
+    digest = files.digest()
+    version = _git_version(tree) or f"content {digest[:12]}"
+    return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write, tree)
+
+
+def _checked_tree(tree: Path) -> Path:
+    tree = tree.expanduser().absolute()
+    if not tree.is_dir():
+        raise UsageError(f"driver: there is no directory {tree}")
+    for part in _ESSENTIAL:
+        if not (tree / part).exists():
+            raise UsageError(
+                f"driver: {tree} holds no {part}",
+                hint="give a kernel tree (7.2 or later), or a part of one with all of fs/smb in it",
+            )
+    return tree
+
+
+def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
+    """A commit of a kernel repository; only what the driver needs of it is fetched."""
+
+    def fetch(directory: Path) -> None:
+        with progress.phase("driver_source", f"fetching {commit[:12]} of {url}"):
+            _fetch(url, commit, directory)
+
+    def write(directory: Path) -> None:
+        tree_source(cache.provide("sources", f"git-{commit}", fetch, progress)).write(directory)
+
+    return DriverSource(f"git {commit}", f"{url} at {commit[:12]}", commit, write)
+
+
+def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, int]]]:
+    for part in parts:
+        for file in (directory / part, *sorted((directory / part).rglob("*"))):
+            if file.is_file() and not BUILT.search(file.name):
+                mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
+                yield file.relative_to(directory).as_posix(), (file.read_bytes(), mode)
+
+
+def _git_version(tree: Path) -> str | None:
+    """What git calls a tree's state; None when it is no git tree, or git refuses to look."""
+
+    def git(*words: str) -> str | None:
+        env = {"GIT_OPTIONAL_LOCKS": "0", "GIT_CEILING_DIRECTORIES": str(tree.parent)}
+        argv = ["git", "-C", str(tree), *words]
+        result = process.run(argv, check=False, timeout=60, env=env)
+        return result.stdout.strip() if result.ok else None
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        if not commit:
+            return None
+        described = git("describe", "--tags", "--abbrev=12") or commit
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE_PARTS)
+        return f"{described}-dirty" if changed else described
+    except ProvisionError:
+        return None
+
+
+def _fetch(url: str, commit: str, directory: Path) -> None:
+    # Beside the entry, so that the repository's own data do not become part of it.
+    with TemporaryDirectory(dir=directory.parent, prefix=".git-") as clone:
+
+        def git(*words: str) -> str:
+            argv = ["git", "-C", clone, *words]
+            env = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+            return process.run(argv, timeout=_GIT_SECONDS, env=env).stdout.strip()
+
+        try:
+            git("init", "--quiet")
+            git("remote", "add", "--", "origin", url)
+            git("fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", commit)
+            git("sparse-checkout", "set", *SOURCE_PARTS)
+            git("checkout", "--quiet", commit)
+        except CommandFailed as e:
+            raise ProvisionError(
+                f"driver: cannot fetch commit {commit[:12]} of {url}",
+                hint="check the URL, the commit and the network",
+                detail="\n".join(e.output.strip().splitlines()[-5:]),
+            ) from e
+        tree_source(Path(clone)).write(directory)

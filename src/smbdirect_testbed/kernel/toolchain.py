@@ -1,0 +1,162 @@
+"""What the driver is built with: a compiler, an image's kernel headers, its kernel's source."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.image.mmdebstrap import PackageMissing
+from smbdirect_testbed.image.recipe import read_recipe
+from smbdirect_testbed.kernel.build_root import BuildRoot, provide_build_root
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.progress import Progress
+
+SMB, SIW = "fs/smb", "drivers/infiniband/sw/siw"
+SOURCE_PARTS = (SMB, SIW, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
+"""The parts of a kernel tree that the driver is built from."""
+
+QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
+"""For the compiler: no debugging information, and memory instead of collecting garbage in it."""
+
+HELPER_PARTS = (
+    "scripts/asn1_compiler.c",
+    "include/linux/asn1.h",
+    "include/linux/asn1_ber_bytecode.h",
+)
+"""What ``asn1_compiler`` is made from, which the headers lack."""
+_UNPACKED = PurePosixPath("/usr/src/testbed")
+
+
+@dataclass(frozen=True)
+class KernelPackages:
+    """A kernel of the distribution's.
+
+    :param release: as ``uname -r`` says it
+    :param version: of its Debian packages
+    """
+
+    release: str
+    version: str
+
+    @property
+    def headers(self) -> str:
+        """The Debian package with its headers."""
+        return f"linux-headers-{self.release}"
+
+    @property
+    def source(self) -> str:
+        """The Debian package with its source: ``linux-source-7.3``.
+
+        :raises ProvisionError: the release is of no kind that Debian has
+        """
+        version = re.match(r"\d+\.\d+", self.release)
+        if not version:
+            raise ProvisionError(f"kernel {self.release} is none of Debian's")
+        return f"linux-source-{version[0]}"
+
+    @staticmethod
+    def of(image: Image) -> KernelPackages:
+        """The kernel of an image."""
+        return KernelPackages(image.kernel_release, image.kernel_version)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A build root for one kernel.
+
+    :param kernel: the distribution's, whose headers and source are in it
+    :param tree: a tree in it to build modules against; None for the kernel's headers
+    :param architecture: as kbuild calls it, when it is not this computer's
+    :param image_root: the build root that has the source and builds the programs, which must match
+        the image, when the modules are built elsewhere
+    """
+
+    kernel: KernelPackages
+    build_root: BuildRoot
+    tree: PurePosixPath | None = None
+    architecture: str | None = None
+    image_root: BuildRoot | None = None
+
+    @property
+    def headers(self) -> PurePosixPath:
+        """What modules are built against, in the build root."""
+        return self.tree or PurePosixPath("/usr/src") / self.kernel.headers
+
+    @property
+    def source(self) -> PurePosixPath:
+        """The parts of the kernel's source in the build root, as in a kernel tree."""
+        return _UNPACKED
+
+    @property
+    def work_name(self) -> str:
+        """The name of a build directory of this kernel's, so that two kernels share none."""
+        return f"modules-{self.headers.name}"
+
+
+def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
+    """The toolchain for an image's kernel, made first if it is not in the cache.
+
+    :raises ProvisionError: the archive no longer has this kernel's headers or source, or making
+        it failed
+    """
+    kernel = KernelPackages.of(image)
+    newest = provide_newest_toolchain(image.name, progress)
+    if newest.kernel == kernel:
+        return newest
+    # The image is of another day than the build root.
+    exact = (f"{kernel.headers}={kernel.version}", f"{kernel.source}={kernel.version}")
+    try:
+        return Toolchain(kernel, _provide_root(image.name, exact, progress))
+    except PackageMissing as e:
+        raise ProvisionError(
+            f"the archive no longer has {e.package} {kernel.version}, "
+            f"which image {image.name} needs",
+            hint="smbdirect-testbed clean, then run again: that makes the image anew",
+        ) from e
+
+
+def provide_newest_toolchain(image: str, progress: Progress) -> Toolchain:
+    """The toolchain for the kernel that an image gets which is made on the same day.
+
+    So it can be made beside the image, which alone would say for sure what kernel it has.
+
+    :param image: the name of its recipe
+    :raises ProvisionError: making it failed
+    """
+    headers = read_recipe(image).kernel.package.replace("linux-image", "linux-headers")
+    root = _provide_root(image, (headers, "linux-source"), progress)
+    found = [
+        KernelPackages(name.removeprefix("linux-headers-"), version)
+        for name, version in root.packages.items()
+        if re.match(r"linux-headers-\d", name) and not name.endswith("-common")
+    ]
+    if len(found) != 1:
+        raise ProvisionError(f"{headers} brings the headers of {len(found)} kernels, not of one")
+    return Toolchain(found[0], root)
+
+
+def _provide_root(image: str, kernel: tuple[str, ...], progress: Progress) -> BuildRoot:
+    compiler = ("bc", "bison", "flex", "gcc", "kmod", "libc6-dev", "make", "xz-utils")
+    suites = read_recipe(image).suites
+    return provide_build_root("driver", suites, (*compiler, *kernel), _HOOKS, progress)
+
+
+def _hook(command: str) -> str:
+    return f"chroot \"$1\" sh -ec '{command}'"
+
+
+_PARTS = " ".join(f'"*/{part}"' for part in (*SOURCE_PARTS, *HELPER_PARTS))
+_TAR = "tar -x --strip-components=1 --wildcards --no-wildcards-match-slash"
+# The headers package lacks asn1_compiler, which cifs and ksmbd need.
+_HOOKS = (
+    _hook(
+        f"mkdir -p {_UNPACKED} && cd {_UNPACKED} && "
+        f"xz -T0 -dc /usr/src/linux-source-*.tar.xz | {_TAR} {_PARTS}"
+    ),
+    _hook(
+        f"cd {_UNPACKED} && for scripts in /usr/lib/linux-kbuild-*/scripts; do "
+        "gcc -O2 -Iinclude -o $scripts/asn1_compiler scripts/asn1_compiler.c; done"
+    ),
+)

@@ -1,0 +1,175 @@
+"""The cache: things that are expensive to make and can always be made again.
+
+An entry is a directory that appears whole, by rename, or not at all. Its name holds a digest of
+everything it is made from, so that an entry is never out of date.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.lib.progress import Progress
+
+_GIB = 1 << 30
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """A hexadecimal digest of a sequence of parts; no two sequences share one."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def provide(
+    kind: str,
+    name: str,
+    make: Callable[[Path], None],
+    progress: Progress,
+    *,
+    force: bool = False,
+) -> Path:
+    """The directory of an entry, made first if it is not there.
+
+    Of several runs that need one entry, one makes it and the others wait.
+
+    :param kind: the directory below the cache: "images"
+    :param name: the entry's name, with its digest
+    :param make: fills the directory it is given; when it fails, nothing of it stays
+    :param force: make the entry anew although it is there
+    """
+    entry = paths.cache() / kind / name
+    if entry.is_dir() and not force:
+        return entry
+    with lock(f"{kind}-{name}", progress, f"{kind}/{name}"):
+        if entry.is_dir() and not force:
+            return entry
+        parent = _directory(entry.parent)
+        for left_over in parent.glob(f".{name}.*"):
+            remove(left_over)
+        new, old = parent / f".{name}.new", parent / f".{name}.old"
+        try:
+            with disk_full_reported(parent):
+                new.mkdir()
+                make(new)
+            if entry.exists():
+                entry.rename(old)
+            new.rename(entry)
+        finally:
+            remove(new)
+            remove(old)
+    return entry
+
+
+def remove_leftovers() -> None:
+    """Remove entries that killed runs left half made."""
+    for left_over in paths.cache().glob("*/.*"):
+        kind, name = left_over.parent.name, left_over.name[1:].rpartition(".")[0]
+        file = paths.cache() / "locks" / f"{kind}-{name}"
+        with suppress(OSError), file.open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(left_over)
+
+
+@contextmanager
+def lock(name: str, progress: Progress, what: str) -> Iterator[None]:
+    """Keep other processes out of the same lock; wait for the one that is in it.
+
+    The lock ends with the process that holds it, however that ends.
+
+    :param what: what the other process is busy with, for people
+    """
+    file = _directory(paths.cache() / "locks") / name
+    with file.open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"waiting for another run that makes or uses {what} ...")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def require_space(directory: Path, gib: float, what: str) -> None:
+    """Check the free space of a directory's file system before something large is made.
+
+    :raises ProvisionError: less than ``gib`` GiB are free
+    """
+    free = shutil.disk_usage(_directory(directory)).free / _GIB
+    if free < gib:
+        raise ProvisionError(
+            f"{what} needs {gib:g} GiB in {directory}, and {free:.1f} GiB are free",
+            hint="free some space (smbdirect-testbed clean), or set SMBDIRECT_TESTBED_CACHE",
+        )
+
+
+@contextmanager
+def disk_full_reported(directory: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into one line, those of programs as well."""
+    try:
+        yield
+    except CommandFailed as e:
+        if os.strerror(errno.ENOSPC) not in e.output:
+            raise
+        raise disk_full(directory) from e
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(directory) from e
+
+
+def disk_full(directory: Path) -> ProvisionError:
+    """The error for a disk that became full while something was made in a directory."""
+    return ProvisionError(
+        f"no space left on the disk of {directory}",
+        hint="free some space (smbdirect-testbed clean), or set SMBDIRECT_TESTBED_CACHE",
+    )
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=_make_writable)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def log_file(name: str) -> Path:
+    """An empty log that outlives a failed attempt to make an entry."""
+    file = _directory(paths.cache() / "logs") / f"{name}.log"
+    file.write_bytes(b"")
+    return file
+
+
+def _directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ProvisionError(
+            f"cannot make directory {path}: {e.strerror}",
+            hint="set SMBDIRECT_TESTBED_CACHE to a directory that you can write to",
+        ) from e
+    return path
+
+
+def _make_writable(_function: object, name: str, _error: object) -> None:
+    """Packages bring directories without write permission; their owner may remove them."""
+    path = Path(name)
+    if not path.exists() and not path.is_symlink():
+        return
+    path.parent.chmod(0o700)
+    if path.is_dir() and not path.is_symlink():
+        path.chmod(0o700)
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,50 @@
+"""Where things lie on this computer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+_APP = "smbdirect-testbed"
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The engine's own modules."""
+PROJECT = PACKAGE.parents[1]
+"""The checkout: the package is installed from it in editable mode."""
+
+
+def environments() -> Path:
+    """The directory of environment files."""
+    return PROJECT / "envs"
+
+
+def images() -> Path:
+    """The directory of image recipes."""
+    return PROJECT / "vm-images"
+
+
+def scenarios() -> Path:
+    """The directory of scenarios."""
+    return PROJECT / "scenarios"
+
+
+def driver() -> Path:
+    """The directory of our C code."""
+    return PROJECT / "driver"
+
+
+def cache() -> Path:
+    """Images, build roots and built drivers: everything here can be made again."""
+    return Path(os.environ.get("SMBDIRECT_TESTBED_CACHE") or platformdirs.user_cache_dir(_APP))
+
+
+def state() -> Path:
+    """Environments that are up: one directory each, removed when it goes down."""
+    return Path(os.environ.get("SMBDIRECT_TESTBED_STATE") or platformdirs.user_state_dir(_APP))
+
+
+def results() -> Path:
+    """Results of runs, below the directory the user works in."""
+    return Path(os.environ.get("SMBDIRECT_TESTBED_RESULTS") or Path.cwd() / "results")

@@ -1,0 +1,120 @@
+"""Running commands on this computer: argv lists, deadlines, logs, and no orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command printed and how it ended.
+
+    :param argv: the command as it was run
+    :param status: exit status; negative is the number of the signal that ended it
+    """
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit status is 0."""
+        return self.status == 0
+
+    @property
+    def output(self) -> str:
+        """Standard output, then standard error."""
+        return self.stdout + self.stderr
+
+    def check(self) -> CommandResult:
+        """Return self, or raise :class:`CommandFailed` when the status is not 0."""
+        if not self.ok:
+            raise CommandFailed(self.argv, self.status, self.output)
+        return self
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    input: str | bytes | None = None,
+    timeout: float | None = None,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> CommandResult:
+    """Run a command to its end and return what it printed.
+
+    The command gets a process group of its own, which is killed at the deadline and on any
+    exception (Ctrl-C too), so that none of its children survive it.
+
+    :param timeout: seconds until it is stopped; None waits for ever
+    :param env: variables to add to the environment
+    :param log: a file to append the command line and all of its output to; stdout and stderr of
+        the result are then one text, in stdout
+    :param pass_fds: file descriptors that it inherits
+    :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
+    :raises ProvisionError: the command does not exist
+    """
+    args = [os.fspath(a) for a in argv]
+    data = input.encode() if isinstance(input, str) else input
+    try:
+        proc = subprocess.Popen(
+            args,
+            stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if log else subprocess.PIPE,
+            env={**os.environ, **env} if env else None,
+            cwd=cwd,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except FileNotFoundError as e:
+        raise ProvisionError(
+            f"{e.filename} is not there: cannot run {args[0]}", hint="see smbdirect-testbed doctor"
+        ) from e
+    try:
+        out, err = proc.communicate(data, timeout)
+    except subprocess.TimeoutExpired:
+        kill_group(proc)
+        out, err = proc.communicate()
+        _append(log, args, out)
+        raise CommandFailed(args, None, _text(out) + _text(err), log=log) from None
+    except BaseException:
+        kill_group(proc)
+        proc.communicate()
+        raise
+    _append(log, args, out)
+    result = CommandResult(tuple(args), proc.returncode, _text(out), _text(err))
+    if check and not result.ok:
+        raise CommandFailed(args, proc.returncode, result.output, log=log)
+    return result
+
+
+def kill_group(proc: subprocess.Popen[bytes]) -> None:
+    """Kill a process started with ``start_new_session`` together with its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(proc.pid, signal.SIGKILL)
+
+
+def _text(data: bytes | None) -> str:
+    return (data or b"").decode(errors="replace")
+
+
+def _append(log: Path | None, argv: Sequence[str], out: bytes | None) -> None:
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as f:
+            f.write(f"$ {' '.join(argv)}\n".encode())
+            f.write(out or b"")

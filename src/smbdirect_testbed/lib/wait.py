@@ -1,0 +1,31 @@
+"""Waiting for a condition with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from smbdirect_testbed.lib.errors import ProvisionError
+
+T = TypeVar("T")
+
+
+def wait_until(
+    condition: Callable[[], T | None], what: str, *, timeout: float, interval: float = 0.05
+) -> T:
+    """Poll ``condition`` until it returns something true, and return that.
+
+    :param what: what is waited for, for the error: "smbd to listen on port 445"
+    :param timeout: seconds until giving up
+    :param interval: seconds between two polls
+    :raises ProvisionError: the deadline passed
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= deadline:
+            raise ProvisionError(f"waited {timeout:g} s in vain for {what}")
+        time.sleep(interval)

@@ -1,0 +1,157 @@
+"""smbtorture for scenarios: every test of a suite becomes a result of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.lib.errors import CommandFailed
+from smbdirect_testbed.plugin.subtests import report_part
+from smbdirect_testbed.results.knownfail import Expectations
+from smbdirect_testbed.results.subtests import TortureTest, name_within
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.machine.host import Host
+    from smbdirect_testbed.smb.smbd import Smbd
+
+_TIMEOUT = 300.0
+_OPTIONS = ("--option=torture:timelimit=2",)
+"""The benchmarks among the tests run for this many seconds instead of 10."""
+
+
+def expectations_of(item: pytest.Item) -> Path:
+    """The data file for scenarios that use smbtorture."""
+    return item.path.parent / "smbtorture" / "knownfail.toml"
+
+
+class TortureFailed(AssertionError):
+    """A run of smbtorture whose results cannot be trusted as a whole."""
+
+
+class Torture:
+    """Runs suites of smbtorture from the client against a server.
+
+    :param item: the scenario
+    :param logs: where smbtorture's output goes
+    :param notes: takes lines about expectations that match nothing
+    """
+
+    def __init__(
+        self, item: pytest.Item, client: Host, server: Smbd, logs: Path, notes: list[str]
+    ) -> None:
+        self._item = item
+        self._client = client
+        self._server = server
+        self._logs = logs
+        self._notes = notes
+        self.expectations = Expectations.load(expectations_of(item))
+
+    def run(
+        self,
+        suite: str,
+        transport: Transport,
+        *,
+        tests: Sequence[str] = (),
+        timeout: float = _TIMEOUT,
+    ) -> None:
+        """Run a suite over a transport and report each of its tests.
+
+        A test that fails unexpectedly is a failure of its own, not one of the scenario.
+
+        Tests that may fail run apart, after the others. One that fails leaves its files open, and
+        the next one, with a connection of its own, may meet them: smbd hears of the end of a
+        connection only after smbtorture has gone on.
+
+        :param tests: those of the suite to run; all unless named
+        :param timeout: seconds for each of the two
+        :raises TortureFailed: smbtorture crashed, ended too early or contradicts itself
+        :raises ProvisionError: smbd did not let go of smbtorture's connections
+        :raises MachineDied: the machine stopped running
+        """
+        rdma = self._client.end_towards(self._server.host).rdma
+        expected = self.expectations.about(suite, transport, rdma=rdma)
+        named = [f"{suite}.{t}" for t in tests] or (
+            self._tests_of(suite) if expected.entries else [suite]
+        )
+        apart = [n for n in named if expected.entry(name_within(suite, n))]
+        others = [n for n in named if n not in apart]
+        ran: list[TortureTest] = []
+        if others:
+            ran += self._run(suite, transport, others, expected, timeout)
+        if apart:
+            ran += self._run(suite, transport, apart, expected, timeout)
+            self._server.wait_until_idle()
+        for note in expected.unmatched(ran):
+            if not tests and note not in self._notes:
+                self._notes.append(note)
+
+    def _run(
+        self,
+        suite: str,
+        transport: Transport,
+        tests: list[str],
+        expected: Expectations,
+        timeout: float,
+    ) -> Sequence[TortureTest]:
+        """Run tests of a suite, by their full names, and report each; see :meth:`run`."""
+        command = self._command(transport, tests)
+        try:
+            done = self._client.run(command, timeout=timeout, check=False)
+            status: int | None = done.status
+            stdout, stderr = done.stdout, done.stderr
+        except CommandFailed as e:
+            status, stdout, stderr = None, e.output, ""
+        for end, text in (("subunit", stdout), ("log", stderr)):
+            with (self._logs / f"{suite}-{transport}.{end}").open("a") as file:
+                file.write(text)
+        from smbdirect_testbed.results.subunit import parse
+
+        output = parse(stdout.encode(), suite)
+        if tests != [suite]:  # smbtorture announces whole suites only
+            output = dataclasses.replace(output, announced=len(tests))
+        for test in output.tests:
+            judged = expected.judge(test)
+            name = f"{suite}::{judged.name}[{transport}]"
+            report_part(self._item, f"{suite}[{transport}]", name, judged)
+        if status is None:
+            raise TortureFailed(f"smbtorture {suite} did not end in {timeout:g} s")
+        if problems := output.problems(status):
+            last = "\n".join(stderr.rstrip().splitlines()[-20:])
+            raise TortureFailed(f"smbtorture {suite}: {'; '.join(problems)}\n{last}".rstrip())
+        return output.tests
+
+    def _tests_of(self, suite: str) -> list[str]:
+        """The full names of a suite's tests, in their order: ``smb2.rw.rw1``.
+
+        :raises TortureFailed: smbtorture knows of none
+        """
+        done = self._client.run(["smbtorture", "--list", suite], check=False)
+        names = []
+        for line in done.stdout.splitlines():
+            if line.startswith(f"{suite}."):  # it lists smb2.create_no_streams, too
+                case, _, test = line.rpartition(".")
+                # A test that is alone in its case has its name.
+                names.append(case if case.rpartition(".")[2] == test else line)
+        if not names:
+            raise TortureFailed(f"smbtorture lists no tests of {suite}\n{done.output}".rstrip())
+        return names
+
+    def _command(self, transport: Transport, suites: Sequence[str]) -> list[str]:
+        server = self._server
+        return server.samba.command(
+            [
+                "smbtorture",
+                server.unc(self._client),
+                f"--user={server.account.user}%{server.account.password}",
+                f"--option=client smb transports={server.samba.spelt([transport])}",
+                *_OPTIONS,
+                "--format=subunit",
+                "--fullname",
+                *suites,
+            ]
+        )

@@ -1,0 +1,160 @@
+"""What is expected of smbtorture's tests, and of the echo suite's.
+
+The levels are Samba's: a *knownfail* test must fail (that it passes is an error, so that the list
+cannot rot), a *flapping* test may do either. The entries come from a data file with one
+``[[expect]]`` table each.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from smbdirect_testbed.config.spec import RdmaType, Transport
+from smbdirect_testbed.lib.errors import UsageError
+from smbdirect_testbed.results.results import Outcome
+from smbdirect_testbed.results.subtests import Outcome as Said
+from smbdirect_testbed.results.subtests import TortureTest
+
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class Level(StrEnum):
+    """What is expected of a test."""
+
+    KNOWNFAIL = "knownfail"
+    FLAPPING = "flapping"
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
+class Expectation:
+    """One entry.
+
+    :param suite: smbtorture's name of the suite: ``smb2.create``; or ``echo``
+    :param tests: names of its tests, or patterns as the shell has them for file names
+    :param reason: why it is expected
+    :param transports: those it holds for; empty for all
+    :param rdma: types of the RDMA link it holds for; empty for all, and for no link
+    """
+
+    suite: _Text
+    tests: Annotated[tuple[_Text, ...], Field(min_length=1)]
+    level: Level
+    reason: _Text
+    transports: tuple[Transport, ...] = ()
+    rdma: tuple[RdmaType, ...] = ()
+
+    def concerns(self, suite: str, transport: Transport, rdma: RdmaType | None) -> bool:
+        """Whether this is about a suite over a transport, on an RDMA link of a type."""
+        return (
+            suite == self.suite
+            and (not self.transports or transport in self.transports)
+            and (not self.rdma or rdma in self.rdma)
+        )
+
+
+_ENTRIES = TypeAdapter(dict[str, list[Expectation]])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A test's outcome in the light of what was expected.
+
+    :param message: why, when it is not simply passed
+    """
+
+    name: str
+    outcome: Outcome
+    seconds: float
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """The entries of a data file.
+
+    :param path: the file, for messages
+    """
+
+    path: Path
+    entries: tuple[Expectation, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Expectations:
+        """Read a data file.
+
+        :raises UsageError: it is not there or not right, with the place
+        """
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as e:
+            raise UsageError(f"{path}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise UsageError(f"{path}: {e}") from e
+        if unknown := data.keys() - {"expect"}:
+            raise UsageError(f"{path}: unknown key {sorted(unknown)[0]}; entries are [[expect]]")
+        try:
+            entries = _ENTRIES.validate_python(data).get("expect", [])
+        except ValidationError as e:
+            error = e.errors()[0]
+            where = " ".join(
+                str(part + 1 if isinstance(part, int) else part) for part in error["loc"]
+            )
+            raise UsageError(f"{path}: {where}: {error['msg']}") from e
+        return cls(path, tuple(entries))
+
+    def about(
+        self, suite: str, transport: Transport, *, rdma: RdmaType | None = None
+    ) -> Expectations:
+        """Those about a suite over a transport.
+
+        :param rdma: the type of the RDMA link between client and server
+        """
+        entries = tuple(e for e in self.entries if e.concerns(suite, transport, rdma))
+        return Expectations(self.path, entries)
+
+    def entry(self, test: str) -> Expectation | None:
+        """The first that is about a test, by its name."""
+        for entry in self.entries:
+            if any(fnmatchcase(test, pattern) for pattern in entry.tests):
+                return entry
+        return None
+
+    def judge(self, test: TortureTest) -> Judgement:
+        """Compare a test with what is expected of it."""
+        entry = self.entry(test.name)
+        outcome, message = self._outcome(entry, test)
+        return Judgement(test.name, outcome, test.seconds, message)
+
+    def _outcome(self, entry: Expectation | None, test: TortureTest) -> tuple[Outcome, str]:
+        match test.outcome:
+            case Said.SKIP:
+                return Outcome.SKIPPED, test.detail
+            case Said.SUCCESS:
+                if entry and entry.level is Level.KNOWNFAIL:
+                    return Outcome.FAILED, (
+                        f"passed, but {self.path.name} says that it fails: {entry.reason}\n"
+                        f"Remove it from {self.path}."
+                    )
+                return Outcome.PASSED, ""
+            case Said.FAILURE if entry:
+                return Outcome.KNOWNFAIL, f"{entry.level}: {entry.reason}\n{test.detail}".rstrip()
+        # An error is no expected failure: smbtorture crashed, or could not even begin.
+        return Outcome.FAILED, test.detail or f"smbtorture says {test.outcome} and nothing else"
+
+    def unmatched(self, tests: Sequence[TortureTest]) -> list[str]:
+        """The patterns that match none of the tests of a full run."""
+        return [
+            f"{entry.suite}: no test is named {pattern}"
+            for entry in self.entries
+            for pattern in entry.tests
+            if not any(fnmatchcase(test.name, pattern) for test in tests)
+        ]

@@ -1,0 +1,205 @@
+"""The main jobs: a run of scenarios, and an environment left up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smbdirect_testbed.carriers.vm import kvm_probe
+from smbdirect_testbed.config.envfile import load_environment
+from smbdirect_testbed.config.spec import CarrierKind, DriverOrigin, DriverSpec, EnvironmentSpec
+from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.environment.instance import new_instance
+from smbdirect_testbed.environment.provide import provide, provide_parts, require_possible
+from smbdirect_testbed.image.image import find_image
+from smbdirect_testbed.kernel import driver_source, uml
+from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
+from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watched_directories
+from smbdirect_testbed.lib import cache, paths
+from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.errors import TestbedError, UsageError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.results.results import RunResults, new_run_id
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.plugin.shard import Share
+
+_IMAGE = "trixie"
+_SOONEST, _QUICKEST = "rxe", "uml-rxe"
+
+
+def default_environment(tree: Path | None = None) -> str:
+    """The environment of whoever names none: the one with the soonest verdict.
+
+    Without KVM, scenarios take a third of the time in User Mode Linux; but to build that takes
+    longer than the emulated machines need for all of them.
+
+    :param tree: of the driver; one of another version than the image's kernel hardly fits that
+    """
+    tree = tree.expanduser().absolute() if tree else None
+    image = find_image(_IMAGE)
+    foreign = tree and is_full(tree) and numbers(tree_version(tree))
+    if foreign and image and foreign != numbers(image.kernel_release):
+        return _QUICKEST
+    if image and uml.is_cached(image):
+        return quickest_environment()
+    return _SOONEST
+
+
+def quickest_environment() -> str:
+    """The environment that the same scenarios take the least time in, once it has been built."""
+    return _SOONEST if kvm_probe.probe().works else _QUICKEST
+
+
+def prepare_quickest(progress: Progress, *, passed: bool) -> None:
+    """After a run in :func:`default_environment`, have the next one in the quickest.
+
+    Whatever becomes of that, the verdict is the run's, and is the last line.
+
+    :param passed: the run's verdict
+    """
+    image = find_image(_IMAGE)
+    if quickest_environment() == _SOONEST or (image and uml.is_cached(image)):
+        return
+    progress.say(
+        "that was the verdict; for later runs, which take a third of the time in it, User Mode"
+        " Linux is built now (Ctrl-C leaves it for another time)"
+    )
+    try:
+        provide_parts(load_environment(_QUICKEST), progress)
+    except TestbedError as e:
+        progress.say(f"later runs are as slow as this one: {e.message}")
+    except KeyboardInterrupt:
+        progress.say("later runs are as slow as this one: interrupted")
+    verdict = "passed" if passed else "FAILED"
+    progress.say(f"run: {verdict}; {paths.results() / 'latest/report.html'} says what and why")
+
+
+def watched_places(spec: EnvironmentSpec, tree: Path) -> list[Path]:
+    """Where in a driver's tree a save changes what runs."""
+    tree = tree.expanduser().absolute()
+    if spec.carrier is CarrierKind.UML and is_full(tree):
+        return watched_directories(tree)
+    return [tree / part for part in SOURCE_PARTS]
+
+
+def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
+    """The spec, with its driver built from ``tree`` if one is given.
+
+    :raises UsageError: the spec's or the given tree holds no driver
+    """
+    if tree is not None:
+        driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tree.expanduser().absolute()))
+        spec = dataclasses.replace(spec, driver=driver)
+    driver_source.check(spec.driver)
+    return spec
+
+
+def with_start(spec: EnvironmentSpec, *, cold: bool) -> EnvironmentSpec:
+    """The spec, with its machine booted and not cloned if ``cold``."""
+    if not cold:
+        return spec
+    return dataclasses.replace(spec, machine=dataclasses.replace(spec.machine, cold=True))
+
+
+def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:
+    """Provide an environment and leave it up; return the names of its hosts.
+
+    :raises UsageError: it is up already
+    :raises ProvisionError: a step failed
+    """
+    with _provided(spec.name, spec, progress, keep=True) as environment:
+        return list(environment.hosts)
+
+
+def run_scenarios(
+    spec: EnvironmentSpec,
+    scenarios: Sequence[str],
+    expression: str | None,
+    progress: Progress,
+    *,
+    keep: bool,
+    thorough: bool = False,
+    jobs: int = 0,
+    plugins: Sequence[object] = (),
+) -> int:
+    """Run scenarios in an environment and write the results; return the exit status.
+
+    :param scenarios: pytest paths; empty for all
+    :param expression: pytest's ``-k``
+    :param thorough: also run the scenarios that are marked so, which a choice does anyway
+    :param jobs: in so many environments at once; 0 for as many as are useful
+    :param plugins: more pytest plugins, for those who run scenarios from Python
+    :raises UsageError: a path or the expression is wrong, or matches nothing
+    :raises ProvisionError: this computer does not permit the environment
+    """
+    if jobs > 1 and spec.carrier is CarrierKind.LOCAL:
+        raise UsageError("carrier local has one environment at a time", hint="leave out --jobs")
+    require_possible(spec)
+    run_id = new_run_id(spec.name)
+    directory = paths.results() / run_id
+    chosen = bool(scenarios) or bool(expression)
+    at_once = not keep and _is_soon(spec)
+    if not jobs and not keep and not chosen:
+        from smbdirect_testbed.run.shards import useful_jobs
+
+        jobs = useful_jobs(spec)
+
+    def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
+        environment = _provided(name, spec, progress, keep=keep, watched=True)
+        with Early(environment, at_once=at_once) as early:
+            # While this is imported and looks for scenarios, a machine can boot.
+            from smbdirect_testbed.plugin import RunPlugin
+
+            plugin = RunPlugin(
+                early.come,
+                below,
+                progress,
+                environment=spec.name,
+                keep=keep,
+                thorough=thorough or chosen,
+                share=share,
+            )
+            with cache.disk_full_reported(below):
+                return plugin.main(scenarios, expression, plugins), plugin.results
+
+    def part(share: Share, below: Path) -> RunResults:
+        return run(f"{run_id}-{share.number + 1}", below, share)[1]
+
+    if jobs <= 1:
+        return run(run_id, directory)[0]
+    from smbdirect_testbed.run.shards import run_in_parts
+
+    # Once for all; what fails here fails again in each, which then tells it.
+    with contextlib.suppress(TestbedError):
+        provide_parts(spec, progress)
+    return run_in_parts(part, jobs, directory, progress).verdict.exit_status
+
+
+def _is_soon(spec: EnvironmentSpec) -> bool:
+    """Whether an environment comes up so soon that a mistake in what is to run costs little.
+
+    Never on this computer's own kernel, into which nothing is loaded for a mistake.
+    """
+    if spec.carrier is CarrierKind.LOCAL:
+        return False
+    image = find_image(spec.image)
+    if image is None or spec.driver.origin is DriverOrigin.TREE:
+        return False
+    return spec.carrier is not CarrierKind.UML or uml.is_cached(image)
+
+
+@contextmanager
+def _provided(
+    name: str, spec: EnvironmentSpec, progress: Progress, *, keep: bool, watched: bool = False
+) -> Iterator[Environment]:
+    with new_instance(name, keep=keep) as instance:
+        with provide(spec, progress, instance.directory, keep=keep, watched=watched) as environment:
+            instance.write_state(environment, kept=False)
+            yield environment
+        if keep and not environment.death():
+            instance.write_state(environment, kept=True)

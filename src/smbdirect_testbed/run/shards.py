@@ -1,0 +1,104 @@
+"""One run in several environments at once, each with a share of the scenarios.
+
+A machine without KVM waits more than it computes, so two of them take little longer than one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+
+from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec
+from smbdirect_testbed.lib.errors import TestbedError
+from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.plugin.publish import merged, publish
+from smbdirect_testbed.plugin.shard import Share
+from smbdirect_testbed.results.results import RunResults
+
+_MOST = {CarrierKind.VM: 2, CarrierKind.UML: 3, CarrierKind.LOCAL: 1}
+"""Measured on two processors: one more is of no use to virtual machines, and two more to UML. A
+kernel has each module only once."""
+
+_MIB = 1 << 20
+_PR_SET_PDEATHSIG = 1
+
+Part = Callable[[Share, Path], RunResults]
+"""Runs a share, with a directory for its results."""
+
+
+def useful_jobs(spec: EnvironmentSpec) -> int:
+    """How many environments at once make a run shorter on this computer."""
+    need = spec.machine.memory * len(spec.machines) * _MIB
+    room = psutil.virtual_memory().available // (2 * need) if need else 0
+    return max(1, min(_MOST[spec.carrier], 1 + (os.cpu_count() or 1), room))
+
+
+def run_in_parts(part: Part, jobs: int, directory: Path, progress: Progress) -> RunResults:
+    """Run all shares at the same time, each in a process of its own; publish what came of it.
+
+    :param directory: of the run's results
+    :raises TestbedError: what a share raised, as if there were no shares
+    """
+    context = multiprocessing.get_context("fork")
+    running: dict[Connection, BaseProcess] = {}
+    directories = [directory / f"part-{number + 1}" for number in range(jobs)]
+    for number, below in enumerate(directories):
+        receiver, sender = context.Pipe(duplex=False)
+        process: BaseProcess = context.Process(
+            target=_work, args=(part, Share(number, jobs), below, sender), name=below.name
+        )
+        process.start()
+        sender.close()
+        running[receiver] = process
+    try:
+        answers = _answers(running)
+    except KeyboardInterrupt:
+        for process in running.values():
+            process.terminate()
+        answers = _answers(running)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    parts = [answer for answer in answers if isinstance(answer, RunResults)]
+    found = merged(directory, parts, progress.elapsed())
+    publish(found, keep=False)
+    return found
+
+
+def _answers(running: dict[Connection, BaseProcess]) -> list[RunResults | BaseException]:
+    """What all processes sent, in their order, once they have ended."""
+    for receiver in list(running):
+        wait([receiver])
+    found: list[RunResults | BaseException] = []
+    for receiver, process in running.items():
+        try:
+            found.append(receiver.recv())
+        except EOFError:
+            found.append(RuntimeError(f"{process.name} of the run ended without a result"))
+        process.join()
+    return found
+
+
+def _work(part: Part, share: Share, directory: Path, sender: Connection) -> None:
+    # Ctrl-C is for the parent, which passes it on; and nobody works on when the parent was killed.
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    answer: RunResults | BaseException
+    try:
+        answer = part(share, directory)
+    except TestbedError as e:
+        answer = e
+    except KeyboardInterrupt:
+        answer = KeyboardInterrupt()
+    sender.send(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,81 @@
+"""The parts of the uml carrier that need no machine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from smbdirect_testbed.carriers.uml import provide
+from smbdirect_testbed.carriers.uml.provide import (
+    UmlIdentity,
+    UmlRecord,
+    UmlState,
+    attach_uml,
+    destroy_uml,
+)
+from smbdirect_testbed.carriers.uml.slirp import Slirp
+from smbdirect_testbed.lib.errors import ProvisionError
+
+
+def test_processes_are_known_by_their_arguments(tmp_path: Path) -> None:
+    uuid = uuid4()
+    identity = UmlIdentity(uuid, tmp_path)
+    frames = str(Slirp(tmp_path).frames).encode()
+    assert identity.matches([b"/x/linux", b"mem=1M", f"testbed.uuid={uuid}".encode()])
+    assert identity.matches([b"slirp4netns", frames])
+    assert not identity.matches([b"/x/linux", f"testbed.uuid={uuid4()}".encode()])
+    assert not identity.matches([b"slirp4netns", b"/elsewhere/bess.sock"])
+
+
+def test_a_directory_without_a_machine(tmp_path: Path) -> None:
+    assert attach_uml(tmp_path) is None
+    assert not destroy_uml(tmp_path)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    state = UmlState(tmp_path / "machine")
+    state.make()
+    try:
+        record = UmlRecord("m", uuid4(), ("it panicked",))
+        state.write_uml_record(record)
+        assert state.read_uml_record() == record
+    finally:
+        assert destroy_uml(state.directory)
+    assert state.read_uml_record() is None
+
+
+def test_memory_goes_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = UmlState(tmp_path)
+    monkeypatch.setattr(provide, "_MEMORY_PLACES", (tmp_path / "not-there", tmp_path))
+    assert provide._memory_place(1, state) == tmp_path
+    assert provide._memory_place(1 << 40, state) == state.runtime
+
+
+@pytest.mark.parametrize("answer", [{"return": {"id": 1}}, {"error": {"desc": "in use"}}, None])
+def test_a_port_is_asked_for(tmp_path: Path, answer: object) -> None:
+    asked: list[dict[str, object]] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "api.sock"))
+        server.listen(1)
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                asked.append(json.loads(b"".join(iter(lambda: connection.recv(100), b""))))
+                connection.sendall(json.dumps(answer).encode() if answer else b"not json")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        if answer is None:
+            with pytest.raises(ProvisionError, match="does not answer"):
+                Slirp(tmp_path).forward(2222)
+        else:
+            assert Slirp(tmp_path).forward(2222) is ("return" in answer)  # type: ignore[operator]
+        thread.join()
+    assert asked[0]["execute"] == "add_hostfwd"
+    assert asked[0]["arguments"]["host_port"] == 2222  # type: ignore[index]

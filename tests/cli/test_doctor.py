@@ -1,0 +1,94 @@
+"""What the checks say of computers that lack something."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from smbdirect_testbed.carriers.vm.kvm_probe import KvmVerdict
+from smbdirect_testbed.cli import doctor
+from smbdirect_testbed.cli.doctor import Status
+
+_GIB = 1 << 30
+
+
+def test_every_finding_that_is_not_ok_has_a_fix() -> None:
+    checks = doctor.diagnose()
+    assert {"Python", "KVM", "mmdebstrap", "disk space", "memory"} <= {c.name for c in checks}
+    assert [c.name for c in checks if c.status is not Status.OK and not c.fix] == []
+
+
+def test_python() -> None:
+    assert doctor.check_python((3, 11, 0)).status is Status.OK
+    assert doctor.check_python((3, 10, 12)).status is Status.FAIL
+
+
+def test_kvm_that_does_not_work_is_no_failure() -> None:
+    check = doctor.check_kvm(KvmVerdict(False, "guests are emulated"))
+    assert (check.status, check.detail) == (Status.WARN, "guests are emulated")
+    assert doctor.check_kvm(KvmVerdict(True, "fine")).status is Status.OK
+
+
+def test_kvm_that_only_lacks_a_permission() -> None:
+    check = doctor.check_kvm(KvmVerdict(False, "/dev/kvm may not be opened by this user"))
+    assert "usermod --append --groups kvm" in check.fix
+
+
+def test_a_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda program, path: None)
+    check = doctor.check_tool(doctor._Tool("mmdebstrap", "mmdebstrap", "builds images"))
+    assert check.status is Status.FAIL
+    assert check.detail == "not found; it builds images"
+    assert check.fix.endswith("apt-get install mmdebstrap")
+
+
+def test_tools_outside_of_a_users_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "/usr/sbin" in doctor._search_path().split(":")
+
+
+def test_the_libvirt_driver(tmp_path: Path) -> None:
+    assert doctor.check_libvirt_driver(tmp_path).status is Status.FAIL
+    driver = tmp_path / "x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"
+    driver.parent.mkdir(parents=True)
+    driver.touch()
+    assert doctor.check_libvirt_driver(tmp_path).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("", Status.FAIL),
+        ("other:100000:65536\n", Status.FAIL),
+        ("someone:100000:1000\n", Status.FAIL),
+        ("someone:100000:65536\n", Status.OK),
+        ("1001:100000:65536\n", Status.OK),
+        ("# a comment\nsomeone:100000:65536\n", Status.OK),
+    ],
+)
+def test_subordinate_ids(tmp_path: Path, text: str, status: Status) -> None:
+    file = tmp_path / "subuid"
+    file.write_text(text)
+    assert doctor.check_subordinate_ids(file, "someone", 1001).status is status
+
+
+def test_subordinate_ids_of_a_computer_without_any(tmp_path: Path) -> None:
+    check = doctor.check_subordinate_ids(tmp_path / "subgid", "someone", 1001)
+    assert check.status is Status.FAIL
+    assert check.fix == "sudo usermod --add-subgids 165536-231071 someone"
+
+
+@pytest.mark.parametrize(("gib", "status"), [(100, Status.OK), (8, Status.WARN), (2, Status.FAIL)])
+def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: int, status: Status) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, gib * _GIB))
+    check = doctor.check_disk(tmp_path / "not" / "made" / "yet")
+    assert check.status is status
+    assert check.detail.startswith(f"{gib}.0 GiB free")
+
+
+@pytest.mark.parametrize(("gib", "status"), [(16, Status.OK), (3, Status.WARN), (1, Status.FAIL)])
+def test_memory(gib: float, status: Status) -> None:
+    assert doctor.check_memory(gib).status is status

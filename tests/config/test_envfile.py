@@ -1,0 +1,74 @@
+"""Environment files: good ones load, bad ones end in one line that names file, key and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from smbdirect_testbed.config.envfile import list_environments, load_environment, parse_environment
+from smbdirect_testbed.config.spec import RdmaType, Stack
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import UsageError
+
+RXE = (paths.environments() / "rxe.toml").read_text()
+FILE = Path("mine.toml")
+
+
+def test_every_shipped_environment_loads() -> None:
+    assert "rxe" in list_environments()
+    for name in list_environments():
+        assert load_environment(name).name == name
+
+
+def test_values_arrive_in_the_spec() -> None:
+    spec = parse_environment(RXE, FILE)
+    assert spec.name == "mine"
+    assert spec.links[0].ends[0].rdma is RdmaType.RXE
+    assert str(spec.links[0].ends[1].ipv4) == "10.7.0.1/24"
+    assert spec.host("kserver").stack is Stack.MACHINE
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[driver]", "[driver", r"mine.toml: .*line \d+"),
+        ("mtu = 9000", "mtuu = 9000", r"mine.toml: links\[1\].mtuu: unknown key"),
+        ("mtu = 9000", "mtu = 90", r"links\[1\].mtu: .*greater than or equal to 1280"),
+        ("cpus = 2", 'cpus = "2"', r"machine.cpus: input should be a valid integer, not '2'"),
+        ('carrier = "vm"\n', "", "carrier: is missing"),
+        ('carrier = "vm"', 'carrier = "cloud"', "carrier: input should be 'vm'"),
+        ('image = "trixie"', 'image = "woody"', "image: unknown image 'woody'"),
+        ('rdma = "rxe"', 'rdma = "roce"', r"rdma: .*'rxe' or 'siw', not 'roce'"),
+        ('"nbt", "smbdirect"', '"nbt", "pigeon"', r"transports\[3\]: .*not 'pigeon'"),
+        ("10.7.0.1/24", "10.7.0.2/24", "two ends have the address 10.7.0.2"),
+        ("fd07::1/64", "fd07::2/64", "two ends have the address fd07::2"),
+        ("10.7.0.1/24", "10.9.0.1/24", "client and server are not in one network"),
+        ('name = "server"', 'name = "client"', "two hosts are named client"),
+        ('{ host = "server"', '{ host = "sarver"', "there is no host sarver"),
+        ('kind = "smbd"\nhost = "server"', 'kind = "smbd"\nhost = "x"', "there is no host x"),
+        ('stack = "machine"', 'stack = "namespace"', 'ksmbd needs a host with stack = "machine"'),
+        ('origin = "distribution"', 'origin = "tree"', "driver: origin tree needs path"),
+        (
+            'origin = "distribution"',
+            'origin = "git"\nurl = "u"\ncommit = "v7.3"',
+            "driver.commit: string should match pattern",
+        ),
+        ('role = "client"', 'role = "client"\ncarrier = "uml"', "have the same carrier; remove"),
+        ('description = "', 'name = "y"\ndescription = "', "named by its file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(old: str, new: str, message: str) -> None:
+    assert old in RXE
+    with pytest.raises(UsageError, match=message) as error:
+        parse_environment(RXE.replace(old, new, 1), FILE)
+    assert "\n" not in error.value.message
+
+
+def test_an_unknown_environment_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="unknown environment 'rxee'") as error:
+        load_environment("rxee")
+    assert "rxe" in (error.value.hint or "")
+
+
+def test_a_path_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"no environment file /nowhere/x\.toml"):
+        load_environment("/nowhere/x.toml")

@@ -1,0 +1,59 @@
+"""What is made beside the image: begun only when there is no image, ended with us."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from smbdirect_testbed.config.envfile import load_environment
+from smbdirect_testbed.kernel import prebuild
+from smbdirect_testbed.lib.progress import Progress
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The commands that were begun, each of them a stand-in that lasts for ever."""
+    commands: list[list[str]] = []
+    begin = subprocess.Popen
+
+    def stand_in(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
+        commands.append(argv)
+        return begin([sys.executable, "-c", "import time; time.sleep(600)"], **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", stand_in)
+    return commands
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_nothing_is_begun_when_there_is_an_image(
+    begun: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prebuild, "find_image", lambda name: object())
+    with prebuild.made_ahead(load_environment("uml-rxe"), Progress(quiet=True)):
+        assert not _children()
+    assert begun == []
+
+
+@pytest.mark.parametrize(("environment", "carrier"), [("uml-rxe", "uml"), ("rxe", "vm")])
+def test_it_ends_with_whoever_made_it_begin(
+    begun: list[list[str]], environment: str, carrier: str
+) -> None:
+    spec = load_environment(environment)
+
+    def interrupted() -> None:
+        with prebuild.made_ahead(spec, Progress(quiet=True)):
+            assert len(_children()) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not _children()
+    assert begun[0][-4:-1] == ["smbdirect_testbed.kernel.prebuild", "trixie", carrier]

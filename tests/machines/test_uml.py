@@ -1,0 +1,127 @@
+"""User Mode Linux, for real: one machine, and three with iWARP between them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from tests.machines.conftest import Testbed
+
+pytestmark = pytest.mark.vm
+
+
+def test_one_machine(testbed: Testbed) -> None:
+    chosen = "links_are_active or to-server-ipv4 or (suite and smbdirect-smb2.connect)"
+    outcome = testbed.run("run", "uml-rxe", "-k", chosen)
+    assert outcome.status == 0
+    assert outcome.record["counts"]["passed"] >= 3
+    assert outcome.record["environment"]["carrier"] == "uml"
+    assert outcome.record["environment"]["kernel"].endswith("-testbed")
+
+
+def test_three_machines_with_iwarp(testbed: Testbed) -> None:
+    outcome = testbed.run(
+        "run", "uml-siw", "-k", "cifs_mounts or (suite and smbdirect-smb2.connect)"
+    )
+    assert outcome.status == 0
+    assert outcome.record["counts"]["passed"] >= 2
+    logs = {path.name for path in outcome.results.glob("kernel-*.log")}
+    assert logs == {"kernel-client.log", "kernel-server.log", "kernel-kserver.log"}
+
+
+def test_killed_while_it_runs(testbed: Testbed) -> None:
+    proc = testbed.start("run", "uml-rxe", "-k", "test_copy")
+    assert proc.stdout
+    for line in proc.stdout:
+        if "watching" in line:
+            break
+    proc.kill()
+    proc.wait()
+    assert "orphan" in testbed.run("status").output
+    assert testbed.run("clean", "--yes").status == 0
+    assert testbed.leftovers() == []
+
+
+_TAKES_ALL_MEMORY = '''
+# Not of the process's own, so that larger ones, the agent among them, are ended before it.
+EATER = """
+import os
+memory, block = os.memfd_create("eaten"), bytes(1 << 20)
+while True:
+    os.write(memory, block)
+"""
+
+def test_takes_all(client):
+    assert not client.run(["python3", "-I", "-S", "-c", EATER], check=False).ok
+
+def test_goes_on(client):
+    assert client.run(["echo", "here"]).stdout == "here\\n"
+'''
+
+
+def test_machine_is_out_of_memory(testbed: Testbed, tmp_path: Path) -> None:
+    """The scenario fails for it, and the run goes on: the agent is spared."""
+    scenarios = tmp_path / "test_memory.py"
+    scenarios.write_text(_TAKES_ALL_MEMORY)
+    outcome = testbed.run("run", "uml-rxe", str(scenarios))
+    assert outcome.status == 1
+    outcomes = {s["id"].rpartition("::")[2]: s for s in outcome.record["scenarios"]}
+    assert outcomes["test_takes_all"]["outcome"] == "failed"
+    assert "Out of memory" in outcomes["test_takes_all"]["message"]
+    assert outcomes["test_goes_on"]["outcome"] == "passed"
+
+
+_ENDS_THE_CAPTURE = """
+def test_ends_the_capture(client):
+    client.run(["pkill", "tcpdump"])
+
+def test_goes_on(client):
+    ignored = client.machine.run(["grep", "SigIgn", "/proc/1/status"]).stdout.split()
+    assert int(ignored[1], 16) == 0
+"""
+
+
+def test_capture_ends_and_no_signal_is_ignored(testbed: Testbed, tmp_path: Path) -> None:
+    """Nobody waits for a dead tcpdump's markers; and what Python ignores, init does not."""
+    scenarios = tmp_path / "test_capture.py"
+    scenarios.write_text(_ENDS_THE_CAPTURE)
+    begun = time.monotonic()
+    outcome = testbed.run("run", "uml-rxe", str(scenarios))
+    assert time.monotonic() - begun < 60
+    assert outcome.record["counts"]["passed"] == 2
+    assert any("tcpdump has ended" in note for note in outcome.record["notes"])
+
+
+_STAYS_CONNECTED = """
+import pytest
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.config.spec import Transport
+from smbdirect_testbed.lib.wait import wait_until
+
+def busy(smbd):
+    try:
+        smbd.wait_until_idle(timeout=0)
+    except ProvisionError:
+        return True
+
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.SMBDIRECT])
+def test_stays_connected(smbd, client, scenario_log, transport):
+    smbd.wait_until_idle()
+    stays = smbd.samba.command([
+        "smbclient", smbd.unc(client), f"--user={smbd.account.user}%{smbd.account.password}",
+        f"--option=client smb transports={smbd.samba.spelt([transport])}",
+        "--command=mkdir watched; notify watched",
+    ])
+    with client.background(stays, scenario_log / "smbclient.log"):
+        wait_until(lambda: busy(smbd), "a client of smbd's", timeout=20)
+        with pytest.raises(ProvisionError, match="still serves a client"):
+            smbd.wait_until_idle(timeout=1)
+    smbd.wait_until_idle()
+"""
+
+
+def test_smbd_is_idle_when_its_clients_are_gone(testbed: Testbed, tmp_path: Path) -> None:
+    scenarios = tmp_path / "test_idle.py"
+    scenarios.write_text(_STAYS_CONNECTED)
+    assert testbed.run("run", "uml-rxe", str(scenarios)).record["counts"]["passed"] == 2

@@ -1,0 +1,426 @@
+"""The pytest plugin, with an environment that is none."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from tests.helpers.plugin_run import WARNING, Run
+
+from smbdirect_testbed.lib.errors import ExitStatus, MachineDied, ProvisionError, UsageError
+
+
+def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run.write(
+        """
+        def test_one(environment, scenario_log):
+            assert environment.spec.name == "fake"
+            (scenario_log / "mine.log").write_text("kept")
+
+        def test_two():
+            print("nobody sees this")
+        """
+    )
+    assert run.main() is ExitStatus.PASSED
+    assert run.complete()
+    assert run.torn_down
+    document = run.json()
+    assert document["verdict"] == "passed"
+    assert document["counts"]["passed"] == 2
+    assert document["environment"]["samba"] == "4.24"
+    assert len(document["environment"]["packages_digest"]) == 64
+    assert document["timings"]["first_scenario_s"] >= 0
+    assert run.scenario("test_one")["directory"] == "scenarios/test_it.test_one"
+    assert (run.results / "scenarios/test_it.test_one/mine.log").read_text() == "kept"
+    assert run.scenario("test_two")["directory"] == ""
+    properties = ET.parse(run.results / "junit.xml").getroot().iter("property")
+    assert ("samba", "4.24") in {(p.attrib["name"], p.attrib["value"]) for p in properties}
+    out, err = capfd.readouterr()
+    assert "PASS test_it.py::test_one 0.0 s" in err
+    assert "nobody sees this" not in out + err
+    assert "passed: 2 of 2 passed, none failed" in out
+    assert "smbdirect-testbed up fake, then smbdirect-testbed shell" in out
+
+
+def test_failure_is_explained(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run.write(
+        """
+        def test_bad():
+            print("<script>alert(1)</script>")
+            assert 1 + 1 == 3, "arithmetic & more"
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.scenario("test_bad")["message"].startswith("AssertionError: arithmetic & more")
+    page = (run.results / "report.html").read_text()
+    assert "arithmetic &amp; more" in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    assert "assert (1 + 1) == 3" in capfd.readouterr().out
+
+
+def test_expected_errors_need_no_traceback(run: Run) -> None:
+    run.write(
+        """
+        from smbdirect_testbed.evidence.capture import TransportNotProven
+        from smbdirect_testbed.lib.errors import CommandFailed
+
+        def test_command():
+            raise CommandFailed(["smbclient", "-L"], 1, "NT_STATUS_IO_TIMEOUT")
+
+        def test_transport():
+            raise TransportNotProven("SMB went over TCP, not SMB-Direct")
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    message = run.scenario("test_command")["message"]
+    assert message.startswith("command failed with status 1: smbclient -L\nNT_STATUS_IO_TIMEOUT")
+    assert message.endswith("test_it.py:6")
+    assert run.scenario("test_transport")["message"].startswith("SMB went over TCP")
+
+
+def test_kernel_report_fails_the_scenario_it_belongs_to(run: Run) -> None:
+    run.write(
+        f"""
+        import pytest
+        WARNING = {WARNING!r}
+
+        def test_before(environment):
+            pass
+
+        def test_guilty(environment):
+            environment.machine.says(WARNING)
+
+        @pytest.fixture
+        def late(environment):
+            yield
+            environment.machine.says(WARNING)
+
+        def test_guilty_at_teardown(late):
+            pass
+
+        def test_after(environment):
+            environment.machine.says("a line of no interest\\n")
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    outcomes = {s["id"].rpartition("::")[2]: s["outcome"] for s in run.json()["scenarios"]}
+    assert outcomes == {
+        "test_before": "passed",
+        "test_guilty": "failed",
+        "test_guilty_at_teardown": "failed",
+        "test_after": "passed",
+    }
+    for name in ("test_guilty", "test_guilty_at_teardown"):
+        result = run.scenario(name)
+        assert result["message"].startswith("kernel WARNING: WARNING: CPU: 1 PID: 211")
+        assert "smbdirect_connection_wait+0x1/0x2 [smbdirect]" in result["message"]
+        log = (run.results / result["directory"] / "kernel.log").read_text()
+        assert log.count("cut here") == 1
+    failure = run.junit()["test_guilty"].find("failure")
+    assert failure is not None
+    assert "smbdirect_connection_wait" in (failure.text or "")
+    assert (run.results / "kernel.log").read_text().count("cut here") == 2
+
+
+def test_known_mistakes_of_the_kernel(run: Run) -> None:
+    """Are known failures, and failures when they are not made, or when there are others."""
+    run.write(
+        f"""
+        import pytest
+        WARNING = {WARNING!r}
+        known = pytest.mark.kernel_mistake("smbdirect_connection_wait", "it waits")
+        random = pytest.mark.kernel_mistake(*known.args, sometimes=True)
+
+        @random
+        def test_random_made(environment):
+            environment.machine.says(WARNING)
+
+        @random
+        def test_random_not_made():
+            pass
+
+        @known
+        def test_made(environment):
+            environment.machine.says(WARNING)
+
+        @known
+        def test_not_made():
+            pass
+
+        @known
+        def test_not_tried():
+            pytest.skip("not here")
+
+        @known
+        def test_another(environment):
+            environment.machine.says(WARNING.replace("connection_wait", "other"))
+
+        @known
+        def test_wrong_besides(environment):
+            environment.machine.says(WARNING)
+            assert 1 == 2
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    outcomes = {s["id"].rpartition("::")[2]: s["outcome"] for s in run.json()["scenarios"]}
+    assert outcomes == {
+        "test_random_made": "knownfail",
+        "test_random_not_made": "passed",
+        "test_made": "knownfail",
+        "test_not_made": "failed",
+        "test_not_tried": "skipped",
+        "test_another": "failed",
+        "test_wrong_besides": "failed",
+    }
+    assert "take the mark" in run.scenario("test_not_made")["message"]
+    assert run.scenario("test_made")["message"] == "it waits"
+
+
+def test_kernel_reports_outside_of_scenarios_fail_the_run(run: Run) -> None:
+    run.write("def test_fine(): pass")
+
+    @contextmanager
+    def provide() -> Iterator[Any]:
+        with run.provided() as environment:
+            environment.machine.says(WARNING)
+            yield environment
+            environment.machine.says(WARNING)
+
+    run.provide = provide
+    assert run.main() is ExitStatus.FAILED
+    assert run.scenario("test_fine")["outcome"] == "passed"
+    assert run.scenario("environment::provide")["message"].startswith("kernel WARNING")
+    assert run.scenario("environment::teardown")["message"].startswith("kernel WARNING")
+    assert run.junit().keys() == {"provide", "test_fine", "teardown"}
+
+
+def test_machine_dies(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def needs_the_machine_at_the_end(environment):
+            yield
+            environment.machine.run(["true"])
+
+        def test_before(): pass
+
+        def test_fatal(environment):
+            environment.machine.panics()
+
+        def test_later(): pass
+
+        def test_last(): pass
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.complete()
+    assert run.torn_down
+    message = run.scenario("test_fatal")["message"]
+    assert message.startswith("machine died: Kernel panic - not syncing: Fatal exception")
+    assert "smbdirect_socket_release+0x12/0x80" in message
+    assert run.json()["counts"] == {
+        "passed": 1,
+        "failed": 1,
+        "skipped": 0,
+        "knownfail": 0,
+        "not run": 2,
+    }
+    assert "the machine died in" in run.scenario("test_last")["message"]
+    assert run.junit()["test_last"].find("skipped") is not None
+    assert run.junit()["test_last"].find("error") is None
+
+
+def test_machine_dies_just_after_a_scenario(run: Run) -> None:
+    run.write(
+        """
+        def test_before(environment):
+            environment.machine.last_mark = "test_fatal"
+
+        def test_fatal(): pass
+
+        def test_later(): pass
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.complete()
+    message = run.scenario("test_fatal")["message"]
+    assert message.startswith("machine died: Kernel panic - not syncing: Fatal exception")
+    assert "smbdirect_socket_release+0x12/0x80" in message
+    assert {s["outcome"] for s in run.json()["scenarios"]} == {"passed", "failed", "not run"}
+    assert (
+        "smbdirect_socket_release"
+        in (run.results / "scenarios" / "test_it.test_fatal" / "kernel.log").read_text()
+    )
+    assert "environment::teardown" not in {s["id"] for s in run.json()["scenarios"]}
+
+
+def test_only_early_scenarios_begin_while_servers_start(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.early
+        def test_one(environment): pass
+
+        def test_two(environment): pass
+        """
+    )
+    # Who asks for a server is told that it failed; who does not has no reason to fail.
+    run.no_servers = ProvisionError("smbd did not start")
+    assert run.main() is ExitStatus.PASSED
+    assert run.waited_for_servers == 1
+
+
+def test_not_provided(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run.write("def test_one(): pass")
+
+    def provide() -> Any:
+        raise ProvisionError("the mirror does not answer", hint="set another", detail="E: 404")
+
+    run.provide = provide
+    assert run.main() is ExitStatus.NOT_PROVIDED
+    assert run.complete()
+    assert run.json()["verdict"] == "not provided"
+    assert run.json()["reason"] == "the mirror does not answer"
+    assert run.scenario("test_one")["outcome"] == "not run"
+    assert "E: 404" in run.scenario("environment::provide")["message"]
+    assert "set another" in capfd.readouterr().out
+
+
+def test_machine_dies_while_it_is_provided(run: Run) -> None:
+    run.write("def test_one(): pass")
+
+    def provide() -> Any:
+        raise MachineDied("machine vm died: Kernel panic")
+
+    run.provide = provide
+    assert run.main() is ExitStatus.NOT_PROVIDED
+    assert run.complete()
+
+
+def test_interrupted(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def used(environment):
+            yield
+            (environment.machine.shared.here.parent / "order").write_text("fixture")
+
+        def test_one(used): pass
+
+        def test_two(used):
+            raise KeyboardInterrupt
+
+        def test_three(): pass
+        """
+    )
+
+    @contextmanager
+    def provide() -> Iterator[Any]:
+        with run.provided() as environment:
+            yield environment
+            assert (run.directory / "order").read_text() == "fixture"
+
+    run.provide = provide
+    assert run.main() is ExitStatus.INTERRUPTED
+    assert run.complete()
+    assert run.torn_down
+    assert run.json()["verdict"] == "interrupted"
+    assert [s["outcome"] for s in run.json()["scenarios"]] == ["passed", "not run", "not run"]
+    assert run.scenario("test_three")["message"] == "interrupted"
+    assert set(run.junit()) == {"test_one", "test_two", "test_three"}
+
+
+def test_interrupted_while_provided(run: Run) -> None:
+    run.write("def test_one(): pass")
+
+    def provide() -> Any:
+        raise KeyboardInterrupt
+
+    run.provide = provide
+    assert run.main() is ExitStatus.INTERRUPTED
+    assert run.complete()
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "expression", "message"),
+    [
+        ("def test_one(): pass", "", "nothing_like_it", "no scenario matches"),
+        ("def test_one(): pass", "test_it.py::test_none", None, "not found"),
+        ("def test_one(): pass", "test_none.py", None, "there is no scenario"),
+        ("def test_one(): pass", "", "one and (", "expected"),
+        ("def test_one(:", "", None, "cannot be read"),
+        ("import nothing_like_it", "", None, "cannot be read"),
+        (
+            "import pytest\n@pytest.mark.needs('rxf')\ndef test_one(): pass",
+            "",
+            None,
+            "there is no such feature",
+        ),
+        ("import pytest\n@pytest.mark.neds('rxe')\ndef test_one(): pass", "", None, "be read"),
+    ],
+)
+def test_usage_errors_cost_nothing(
+    run: Run,
+    text: str,
+    path: str,
+    expression: str | None,
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run.write(text)
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")) as error:
+        run.main(f"{run.scenarios}/{path}", expression=expression)
+    assert "\n" not in error.value.message
+    assert run.machine is None
+    assert not run.results.parent.exists()
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_usage_error_of_the_environment(run: Run) -> None:
+    run.write("def test_one(): pass")
+
+    def provide() -> Any:
+        raise UsageError("there is no image none")
+
+    run.provide = provide
+    with pytest.raises(UsageError, match="there is no image"):
+        run.main()
+    assert not run.results.exists()
+
+
+def test_skips(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.needs("smbd", "rxe")
+        def test_marked(): raise AssertionError
+
+        def test_fixture(smbd): raise AssertionError
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.json()["reason"] == "every scenario was skipped, so nothing was tested"
+    assert run.scenario("test_marked")["message"] == "environment fake has no smbd and no rxe"
+    assert run.scenario("test_fixture")["message"] == "environment fake has no smbd"
+
+
+def test_error_of_the_testbed_leaves_results(run: Run) -> None:
+    run.write("def test_one(): pass")
+
+    def provide() -> Any:
+        raise RuntimeError("bug")
+
+    run.provide = provide
+    with pytest.raises(RuntimeError, match="bug"):
+        run.main()
+    assert run.json()["verdict"] == "failed"
