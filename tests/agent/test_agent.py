@@ -17,7 +17,8 @@ from tests.helpers.fake_machine import FakeMachine
 
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
-from smbdirect_testbed.machine.agent_client import AgentClient, running_agent
+from smbdirect_testbed.machine.agent_client import AgentClient
+from smbdirect_testbed.machine.running_agent import running_agent
 
 
 class _ThisComputer(FakeMachine):
@@ -134,5 +135,5 @@ def test_several_at_once(agent: AgentClient) -> None:
 
 def test_an_unknown_request(agent: AgentClient) -> None:
     with pytest.raises(ProvisionError, match="machine fake: fly: "):
-        agent.call("fly")
+        agent._channel.ask("fly", {})
     assert _run(agent, "true").ok

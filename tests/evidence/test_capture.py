@@ -73,7 +73,8 @@ class FakeClient:
             )
             for n in range(links)
         )
-        self.machine = SimpleNamespace(agent=SimpleNamespace(call=self.call))
+        agent = SimpleNamespace(mark_capture=self.mark_capture)
+        self.machine = SimpleNamespace(required_agent=lambda: agent)
         self.addresses = [IPv4Address(f"10.7.{n}.1") for n in range(links)]
         self.file = directory / "capture.pcap"
         pcap.write(self.file, [])
@@ -89,10 +90,10 @@ class FakeClient:
                 record_header, body = record(data, self.clock)
                 file.write(record_header + body)
 
-    def call(
-        self, do: str, place: int, label: str, addresses: list[str], rdma_links: list[str]
+    def mark_capture(
+        self, namespaces_of: int, label: str, addresses: list[str], rdma_links: list[str]
     ) -> dict[str, Any]:
-        assert (do, place) == ("mark", 7)
+        assert namespaces_of == 7
         assert addresses == [str(address) for address in self.addresses]
         for n, address in enumerate(addresses):
             if n in self.deaf:

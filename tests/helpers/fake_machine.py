@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed.lib.process import CommandResult
-from smbdirect_testbed.machine.machine import Machine, SharedDirectory
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 
 
 class FakeMachine(Machine):

@@ -1,141 +1,52 @@
-"""Talking to the agent: answers to others, ends, several threads."""
+"""What an agent says of files: it is in a machine that may be hostile."""
 
 from __future__ import annotations
 
 import ast
-import socket
-import threading
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
 
 import pytest
 from tests.helpers.fake_machine import FakeMachine
 
-from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
-from smbdirect_testbed.machine.agent_client import AgentClient, AgentSocket, running_agent
-
-Answer = Callable[[dict[str, object]], list[dict[str, object]]]
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.machine.agent_client import AgentClient
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> FakeMachine:
-    return FakeMachine(tmp_path, PurePosixPath(tmp_path))
+class _Liar:
+    """An agent that says of every command that its output is in the same file."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._answers: SimpleQueue[bytes] = SimpleQueue()
+
+    def send(self, data: bytes) -> None:
+        number = ast.literal_eval(data.decode())["id"]
+        answer = {"id": number, "ok": {"status": 0, "out_file": self._name, "err": ""}}
+        self._answers.put(ascii(answer).encode() + b"\n")
+
+    def receive(self) -> bytes:
+        return self._answers.get()
+
+    def interrupt(self) -> None:
+        self._answers.put(b"")
+
+    def close(self) -> None: ...
 
 
-@pytest.fixture
-def agent_of(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
-    """Starts an agent behind a Unix socket; it ends when it has no answer."""
-    path = tmp_path / "agent.sock"
-    server = socket.socket(socket.AF_UNIX)
-    threads = []
-
-    def start(answer: Answer) -> Path:
-        server.bind(str(path))
-        server.listen(1)
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection, connection.makefile("rwb") as stream:
-                for line in stream:
-                    request = ast.literal_eval(line.decode())
-                    if request["do"] == "read":
-                        request = ast.literal_eval(Path(request["with"]["file"]).read_text())
-                    answers = answer(request)
-                    if not answers:
-                        return
-                    for one in answers:
-                        stream.write(ascii(one).encode() + b"\n")
-                    stream.flush()
-
-        threads.append(threading.Thread(target=serve, daemon=True))
-        threads[0].start()
-        return path
-
-    yield start
-    server.close()
-    for thread in threads:
-        thread.join(timeout=10)
-
-
-def test_answers_to_others_are_skipped(
-    machine: FakeMachine, agent_of: Callable[[Answer], Path]
-) -> None:
-    port = agent_of(lambda r: [{"id": 1, "ok": "stale"}, {"id": r["id"], "ok": r["with"]}])
-    machine.agent = AgentClient(machine, AgentSocket.to(port), started=True)
-    with running_agent(machine) as agent:
-        assert agent.call("echo", a=1) == {"a": 1}
-        assert agent.call("echo", b="x" * 100_000) == {"b": "x" * 100_000}
-    machine.agent.close()
-
-
-def test_several_threads(machine: FakeMachine, agent_of: Callable[[Answer], Path]) -> None:
-    results: dict[int, object] = {}
-    port = agent_of(lambda r: [{"id": r["id"], "ok": r["with"]}])
-    with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
-
-        def ask(number: int) -> None:
-            results[number] = agent.call("echo", number=number)
-
-        threads = [threading.Thread(target=ask, args=(n,)) for n in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert results == {n: {"number": n} for n in range(20)}
-
-
-def test_errors_and_ends(machine: FakeMachine, agent_of: Callable[[Answer], Path]) -> None:
-    port = agent_of(lambda r: [{"id": r["id"], "error": "no"}] if r["do"] == "fail" else [])
-    with closing(AgentClient(machine, AgentSocket.to(port), started=True)) as agent:
-        with pytest.raises(ProvisionError, match="machine fake: no"):
-            agent.call("fail")
-        with pytest.raises(ProvisionError, match="end: the agent in machine fake ended"):
-            agent.call("end")
-        machine.died = "QEMU has ended"
-        with pytest.raises(MachineDied, match="QEMU has ended"):
-            agent.call("again")
-
-
-def test_a_port_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ProvisionError, match="cannot reach the agent"):
-        AgentSocket.to(tmp_path / "x")
-
-
-def test_a_serial_port_never_holds_a_long_request(machine: FakeMachine, tmp_path: Path) -> None:
-    ours, its = socket.socketpair()
-    lines = []
-
-    def serve() -> None:
-        with its, its.makefile("rwb") as stream:
-            for line in stream:
-                lines.append(line)
-                request = ast.literal_eval(line.decode())
-                if request["do"] == "read":
-                    request = ast.literal_eval(Path(request["with"]["file"]).read_text())
-                answer = {"id": request["id"], "ok": request["with"]}
-                stream.write(ascii(answer).encode() + b"\n")
-                stream.flush()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    with closing(AgentClient(machine, AgentSocket(ours), started=True)) as agent:
-        for length in (1, 400, 600, 5000):
-            assert agent.call("echo", text="x" * length) == {"text": "x" * length}
-        assert "id" in ast.literal_eval(lines[0].decode())
-        assert max(map(len, lines)) < 600
-        assert list((tmp_path / "agent").iterdir()) == []
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-
-
-def test_closing_is_not_noticed_while_somebody_else_holds_the_connection(
-    machine: FakeMachine,
-) -> None:
-    ours, its = socket.socketpair()
-    with its, ours.dup():
-        AgentClient(machine, AgentSocket(ours), started=True).close()
-        its.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            its.recv(1)
-        assert its.send(b"x") == 1
+@pytest.mark.parametrize("name", ["/secret", "../secret", "..", ".", "link", "", "a/b"])
+def test_only_files_of_its_own_are_read(tmp_path: Path, name: str) -> None:
+    shared = tmp_path / "shared"
+    (shared / "agent").mkdir(parents=True)
+    secret = shared / "secret"
+    secret.write_text("PRIVATE KEY")
+    (shared / "agent" / "link").symlink_to(secret)
+    liar = _Liar(str(secret) if name == "/secret" else name)
+    machine = FakeMachine(shared, PurePosixPath("/testbed"))
+    with (
+        closing(AgentClient(machine, liar, started=True)) as agent,
+        pytest.raises(ProvisionError, match="named a file that is not its own"),
+    ):
+        agent.run(["true"], timeout=5)
+    assert secret.read_text() == "PRIVATE KEY"

@@ -19,9 +19,8 @@ from smbdirect_testbed.agent.commands import protect, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.requests import Counted
 
 _SNAP_LENGTH = 4400
 """Every RoCEv2 packet is whole (their MTU is 4096 at most, and tshark calls cut ones malformed); of
@@ -55,12 +54,15 @@ class Wire:
         self._said = -1
         self._pumping = _thread.allocate_lock()
 
-    def capture(self, place: int, devices: list[str], file: str, ring: int, pause: float) -> None:
+    def start_capture(
+        self, namespaces_of: int, devices: list[str], file: str, ring: int, pause: float
+    ) -> None:
         """Capture what goes over interfaces from now on, unless that is done already.
 
         They need not be there yet.
 
-        :param place: the process in whose namespaces they are, with none besides; 0 for this one's
+        :param namespaces_of: the process in whose namespaces they are, with no others; 0 for
+            this one's
         :param file: gets it, as soon as it is there: a template has no shared directory
         :param ring: KiB for packets that tcpdump has not read yet
         :param pause: seconds between small writes
@@ -69,7 +71,7 @@ class Wire:
             if not self._is_dead():
                 return
             self.end_capture()
-        wanted = f"not ifindex {_LOOPBACK}" if place else _filter(devices)
+        wanted = f"not ifindex {_LOOPBACK}" if namespaces_of else _filter(devices)
         # Immediately, because otherwise a packet could wait in the ring for a second. But tcpdump
         # may write once for several packets (no -U): each write costs, and a machine is slow.
         argv = ["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-s", str(_SNAP_LENGTH)]
@@ -80,7 +82,7 @@ class Wire:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             files = (null, its, self._said)
-            self._tcpdump = self._places.call(place, partial(spawn, argv, files))
+            self._tcpdump = self._places.call(namespaces_of, partial(spawn, argv, files))
         finally:
             os.close(null)
             os.close(its)
@@ -90,16 +92,16 @@ class Wire:
         kernel.wait(lambda: "listening on" in self._log() or self._is_dead(), "tcpdump to listen")
         self.require_capture()
 
-    def mark(
-        self, place: int, label: str, addresses: list[str], rdma_links: list[str]
-    ) -> dict[str, Any]:
+    def mark_capture(
+        self, namespaces_of: int, label: str, addresses: list[str], rdma_links: list[str]
+    ) -> Counted:
         """Send a marker to each address, by a link of its own, and read the host's counters.
 
         :returns: ``rdma``, packets sent and received by each RDMA link that counts them; ``snmp``,
             the text of ``/proc/net/snmp``
         """
         self.require_capture()
-        snmp = self._places.call(place, partial(_mark_and_count, label, addresses))
+        snmp = self._places.call(namespaces_of, partial(_mark_and_count, label, addresses))
         return {"rdma": {n: c for n in rdma_links if (c := _port_counters(n))}, "snmp": snmp}
 
     def end_capture(self) -> str:

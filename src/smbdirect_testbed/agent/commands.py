@@ -75,22 +75,23 @@ class Commands:
         timeout: float,
         input: str | None = None,
         outputs: str = "",
-        place: int = 0,
+        namespaces_of: int = 0,
     ) -> int | None:
         """Start a command; it is answered when it has ended.
 
         :param timeout: seconds after which it is killed with all that it started
         :param input: its standard input, a byte in each character
         :param outputs: the directory for much output
-        :param place: the process whose namespaces it runs in; 0 for this one's
+        :param namespaces_of: the process whose namespaces it runs in; 0 for this one's
         :returns: a descriptor that is readable when the command has ended; None if it has already
         """
-        if place:
-            self._places.enter(place)
+        if namespaces_of:
+            self._places.enter(namespaces_of)
         stdin = _input(input)
         out, err = os.memfd_create("out"), os.memfd_create("err")
         try:
-            pid = self._places.call(place, partial(spawn, argv, (stdin, out, err), _tag(number)))
+            files = (stdin, out, err)
+            pid = self._places.call(namespaces_of, partial(spawn, argv, files, _tag(number)))
         except OSError as e:
             # The statuses and words of a shell.
             missing = isinstance(e, FileNotFoundError)

@@ -17,9 +17,10 @@ from smbdirect_testbed.agent.commands import Call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import TypeVar
 
     from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.requests import Link, LinkEnd, RdmaLink
 
     K = TypeVar("K")
     T = TypeVar("T")
@@ -60,12 +61,11 @@ class Hosts:
             self.holders[name] = 0
         return self.holders
 
-    def make_links(self, links: list[dict[str, Any]]) -> None:
+    def make_links(self, links: list[Link]) -> None:
         """Join hosts in pairs by veth pairs.
 
-        Each link: ends, which are two of host, device, mac, ipv4, ipv6; mtu; neighbours: set
-        permanent neighbour entries, so that the first RDMA connection does not wait 5 s for the
-        address resolution of ib_core; delay, milliseconds, and loss, per cent, in each direction.
+        Permanent neighbour entries are set where a link wants them: without, the first RDMA
+        connection waits 5 s for the address resolution of ib_core.
         """
         ends = [end for link in links for end in link["ends"]]
         for link in links:
@@ -90,16 +90,16 @@ class Hosts:
         for end in ends:
             self._wait_up(end)
 
-    def place_wire(
+    def place_machine_link(
         self,
-        end: dict[str, Any],
-        peer: dict[str, Any],
+        end: LinkEnd,
+        peer: LinkEnd,
         mtu: int,
         neighbours: bool,
         delay: float,
         loss: float,
     ) -> None:
-        """Give a host its end of a wire to another machine: an interface that is there already.
+        """Give a host its end of a link to another machine: an interface that is there already.
 
         See :meth:`make_links`.
         """
@@ -116,12 +116,11 @@ class Hosts:
         self._shape(end, delay, loss)
         self._wait_up(end)
 
-    def make_rdma_links(self, links: list[dict[str, Any]]) -> None:
+    def make_rdma_links(self, links: list[RdmaLink]) -> None:
         """Put RDMA links on interfaces; wait until they are active and have their addresses.
 
         One after the other in each stack: rdma_rxe refuses a link with EPERM while another is being
-        made in the same namespace. Each link: host, device, kind, name, and gids (how many GID
-        table entries the interface's addresses make).
+        made in the same namespace.
         """
         of_stacks = _grouped([(self.holders[link["host"]], link) for link in links])
         self._places.call_all({p: partial(self._add_rdma_links, of_stacks[p]) for p in of_stacks})
@@ -132,12 +131,12 @@ class Hosts:
                 partial(_has_gids, port, link["gids"]), f"{link['gids']} GIDs on RDMA link {name}"
             )
 
-    def _add_rdma_links(self, links: list[dict[str, Any]]) -> None:
+    def _add_rdma_links(self, links: list[RdmaLink]) -> None:
         for link in links:
-            host, name, kind, device = (link[key] for key in ("host", "name", "kind", "device"))
-            with _Doing(f"RDMA link {name} of type {kind} on {device} of host {host}"):
+            name, kind, device = link["name"], link["kind"], link["device"]
+            with _Doing(f"RDMA link {name} of type {kind} on {device} of host {link['host']}"):
                 nldev.add_link(name, kind, device)
-            self.rdma_links.append((host, name))
+            self.rdma_links.append((link["host"], name))
 
     def unmake(self) -> None:
         """Remove RDMA links, then links, then hosts; every removal is waited for.
@@ -160,7 +159,7 @@ class Hosts:
                 os.waitpid(pid, 0)
         self.holders.clear()
 
-    def _shape(self, end: dict[str, Any], delay: float, loss: float) -> None:
+    def _shape(self, end: LinkEnd, delay: float, loss: float) -> None:
         """Have packets come late or not at all; nothing happens without need."""
         what = ["delay", f"{delay}ms"] if delay else []
         what += ["loss", f"{loss}%"] if loss else []
@@ -170,7 +169,7 @@ class Hosts:
             if problem := call.finish():
                 raise OSError(f"on host {end['host']}: {problem}")
 
-    def _wait_up(self, end: dict[str, Any]) -> None:
+    def _wait_up(self, end: LinkEnd) -> None:
         host, device = end["host"], end["device"]
         state = partial(kernel.read, f"{_INTERFACES}/{device}/operstate")
         kernel.wait(
@@ -196,7 +195,7 @@ class _Doing:
             raise OSError(f"{self._what}: {error.strerror or error}") from error
 
 
-def _settle(end: dict[str, Any], peer: dict[str, Any] | None) -> None:
+def _settle(end: LinkEnd, peer: LinkEnd | None) -> None:
     """Give an interface in its host its addresses, and switch it on.
 
     :param peer: the other end, if it is to be known as a neighbour for good
@@ -205,12 +204,12 @@ def _settle(end: dict[str, Any], peer: dict[str, Any] | None) -> None:
     with _Doing(f"interface {device} of host {end['host']}"):
         # Addresses here are nobody else's.
         kernel.write_sysctls({f"net/ipv6/conf/{device}/accept_dad": "0"})
-        for key in ("ipv4", "ipv6"):
-            rtnetlink.add_address(device, end[key])
+        for address in (end["ipv4"], end["ipv6"]):
+            rtnetlink.add_address(device, address)
         rtnetlink.switch(device, on=True)
         if peer:
-            for key in ("ipv4", "ipv6"):
-                rtnetlink.add_neighbour(device, peer[key].partition("/")[0], peer["mac"])
+            for address in (peer["ipv4"], peer["ipv6"]):
+                rtnetlink.add_neighbour(device, address.partition("/")[0], peer["mac"])
 
 
 def _grouped(pairs: list[tuple[K, T]]) -> dict[K, list[T]]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_MAKING = {"make_hosts", "make_links", "place_wire", "make_rdma_links", "unmake"}
 _HOME = "/root"
 _BOOTED = "/run/testbed-booted"
 """Made by the image's init when it is done; the agent starts before that."""
@@ -38,24 +37,31 @@ class Agent:
         self._answers = answers
         self._commands = Commands(lambda number, answer: self._say(number, ok=answer), self._places)
         self._made: dict[str, Any] = {}
+        """What was made, by the request that had it made: asked for once more, it is there."""
         self._writing = _thread.allocate_lock()
-        # All by one thread, one after the other.
         self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
         self._hosts = Hosts(self._places)
         self._template = Template()
         wire = Wire(self._places)
-        # What is done beside everything else, with which it has nothing to do.
-        self._beside: dict[str, Callable[..., Any]] = {
+        hosts = self._hosts
+        self._independent: dict[str, Callable[..., Any]] = {
             "load_modules": partial(modules.load, self._places),
-            "capture": wire.capture,
+            "start_capture": wire.start_capture,
         }
-        self._others: dict[str, Callable[..., Any]] = {
-            "mark": wire.mark,
+        """Done at the same time as everything else, with which it has nothing to do."""
+        self._in_order: dict[str, Callable[..., Any]] = {
+            "make_hosts": partial(self._once, hosts.make_hosts),
+            "make_links": partial(self._once, hosts.make_links),
+            "place_machine_link": partial(self._once, hosts.place_machine_link),
+            "make_rdma_links": partial(self._once, hosts.make_rdma_links),
+            "unmake": self._unmake,
+            "mark_capture": wire.mark_capture,
             "require_capture": wire.require_capture,
             "end_capture": wire.end_capture,
             "freeze": self._freeze,
             "thaw": self._thaw,
         }
+        """Done by one thread, one after the other."""
         _thread.start_new_thread(self._work, ())
 
     def serve(self) -> None:
@@ -92,10 +98,10 @@ class Agent:
             except (OSError, SyntaxError) as e:
                 self._fail(number, do, e)
             return None
-        if do in self._beside:
-            _thread.start_new_thread(self._answer, (number, do, self._beside[do], arguments))
+        if do in self._independent:
+            _thread.start_new_thread(self._answer, (number, do, self._independent[do], arguments))
             return None
-        if do in self._others or do in _MAKING:
+        if do in self._in_order:
             # It may take its time, and commands need not wait for it.
             self._works.put((number, do, arguments))
             return None
@@ -110,7 +116,7 @@ class Agent:
     def _work(self) -> None:
         while True:
             number, do, arguments = self._works.get()
-            self._answer(number, do, partial(self._do, do), {"arguments": arguments})
+            self._answer(number, do, self._in_order[do], arguments)
 
     def _answer(
         self, number: int, name: str, do: Callable[..., Any], arguments: dict[str, Any]
@@ -125,17 +131,15 @@ class Agent:
     def _fail(self, number: int, do: str, error: Exception) -> None:
         self._say(number, error=f"{do}: {type(error).__name__}: {error}")
 
-    def _do(self, do: str, arguments: dict[str, Any]) -> Any:
-        if do in _MAKING:
-            key = ascii([do, arguments])
-            if key not in self._made:
-                result = getattr(self._hosts, do)(**arguments)
-                if do == "unmake":
-                    self._made.clear()
-                    return result
-                self._made[key] = result
-            return self._made[key]
-        return self._others[do](**arguments)
+    def _once(self, make: Callable[..., Any], **arguments: Any) -> Any:
+        key = ascii([make.__name__, arguments])
+        if key not in self._made:
+            self._made[key] = make(**arguments)
+        return self._made[key]
+
+    def _unmake(self) -> None:
+        self._hosts.unmake()
+        self._made.clear()
 
     def _freeze(self) -> None:
         self._template.freeze(self._holders())

@@ -32,10 +32,10 @@ from smbdirect_testbed.image.image import provide_image
 from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS, provide_toolchain
 from smbdirect_testbed.lib.errors import MachineDied
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.agent_client import running_agent
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine.machine import Machine
-from smbdirect_testbed.machine.topology import Place, made_hosts
+from smbdirect_testbed.machine.running_agent import running_agent
+from smbdirect_testbed.machine.topology import made_hosts
 
 _ENVIRONMENTS = {"vm": "rxe", "uml": "uml-rxe"}
 _SHORTEST = "test_links_are_active"
@@ -158,11 +158,10 @@ def many_hosts(settings: Settings) -> Iterator[Figure]:
         cold = replace(base, machine=replace(base.machine, cold=True, memory=6144))
         with (
             _bare_machine(_ENVIRONMENTS[carrier], settings, cold) as machine,
-            running_agent(machine) as agent,
+            running_agent(machine),
         ):
-            place = Place(machine, agent)
             # The first request waits for the agent to have started.
-            _seconds_for_hosts(_with_hosts(base, 2, RdmaType.RXE), place)
+            _seconds_for_hosts(_with_hosts(base, 2, RdmaType.RXE), machine)
             for row, what, rdma in (
                 ("hosts", "a host with its link", None),
                 ("rdma-hosts", "a host with its link and an RDMA link", RdmaType.RXE),
@@ -171,7 +170,7 @@ def many_hosts(settings: Settings) -> Iterator[Figure]:
                 for number in _HOSTS:
                     if points and points[-1][1] > _PATIENCE:
                         break
-                    seconds = _seconds_for_hosts(_with_hosts(base, number, rdma), place)
+                    seconds = _seconds_for_hosts(_with_hosts(base, number, rdma), machine)
                     points.append((number, seconds))
                 (n0, s0), (n1, s1) = points[0], points[-1]
                 slope = 1000 * (s1 - s0) / (n1 - n0)
@@ -186,9 +185,9 @@ def many_hosts(settings: Settings) -> Iterator[Figure]:
                 )
 
 
-def _seconds_for_hosts(spec: EnvironmentSpec, place: Place) -> float:
+def _seconds_for_hosts(spec: EnvironmentSpec, machine: Machine) -> float:
     begun = time.monotonic()
-    with made_hosts(spec, {"machine": place}, keep=False):
+    with made_hosts(spec, {"machine": machine}, keep=False):
         return time.monotonic() - begun
 
 

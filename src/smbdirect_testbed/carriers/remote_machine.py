@@ -16,8 +16,10 @@ from smbdirect_testbed.lib import process
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
 from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.agent_client import AgentClient, Connection
-from smbdirect_testbed.machine.machine import Machine, SharedDirectory
+from smbdirect_testbed.machine.agent_client import AgentClient
+from smbdirect_testbed.machine.agent_connection import Connection
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 from smbdirect_testbed.machine.ssh import FAILED, SshChannel
 
 _PANIC = re.compile(r"Kernel panic - .*")

@@ -23,12 +23,12 @@ from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
 from smbdirect_testbed.lib.background import Early
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.simultaneous import enter_together
-from smbdirect_testbed.machine.agent_client import running_agent
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.machine.kernel_log import KernelLog
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine.machine import Machine
-from smbdirect_testbed.machine.topology import Place, made_hosts
+from smbdirect_testbed.machine.running_agent import running_agent
+from smbdirect_testbed.machine.topology import made_hosts
 from smbdirect_testbed.smb.smbd import Smbd, known_transports, running_smbd
 from smbdirect_testbed.smb.transports import SambaTransports
 
@@ -67,10 +67,8 @@ def provide(
         machines = started.machines
         # What only waits for a machine is done at the same time as other things that do.
         pool = stack.enter_context(ThreadPoolExecutor())
-        places = {
-            name: Place(machine, stack.enter_context(running_agent(machine)))
-            for name, machine in machines.items()
-        }
+        for machine in machines.values():
+            stack.enter_context(running_agent(machine))
         drivers = {
             name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
         }
@@ -91,7 +89,7 @@ def provide(
 
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
             made = made_hosts(
-                spec, places, keep=keep, before_links=begin_capture, before_rdma=loading.result
+                spec, machines, keep=keep, before_links=begin_capture, before_rdma=loading.result
             )
             hosts = stack.enter_context(made)
         logs = {name: KernelLog(machine) for name, machine in machines.items()}

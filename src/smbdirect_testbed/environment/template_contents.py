@@ -13,14 +13,14 @@ from smbdirect_testbed.carriers.vm.template import TemplatePlan
 from smbdirect_testbed.config.spec import DriverOrigin, EnvironmentSpec, ServerKind
 from smbdirect_testbed.evidence.capture import captured_host, start_capture
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
-from smbdirect_testbed.machine.agent_client import running_agent
 from smbdirect_testbed.machine.loaded_driver import (
     PREPARED,
     LoadedDriver,
     load_distribution_modules,
 )
 from smbdirect_testbed.machine.machine import Machine
-from smbdirect_testbed.machine.topology import Place, made_hosts
+from smbdirect_testbed.machine.running_agent import running_agent
+from smbdirect_testbed.machine.topology import made_hosts
 from smbdirect_testbed.smb.smbd import prepare_smbd
 
 # What every run starts first, and every scenario of SMB: from the image, a page of a program costs
@@ -52,14 +52,14 @@ def _prepare(
     spec: EnvironmentSpec, name: str, built: BuiltDriver | None, machine: Machine
 ) -> Mapping[str, str]:
     facts = {}
-    with running_agent(machine) as agent:
+    with running_agent(machine):
         if built:
             driver = LoadedDriver(machine, built)
             driver.load()
             facts[PREPARED] = built.digest
         else:
             load_distribution_modules(machine)
-        with made_hosts(spec, {name: Place(machine, agent)}, keep=True) as hosts:
+        with made_hosts(spec, {name: machine}, keep=True) as hosts:
             machine.run(["sh", "-c", _WARM_UP])
             if client := captured_host(hosts):
                 start_capture(client)

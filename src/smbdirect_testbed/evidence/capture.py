@@ -31,7 +31,6 @@ from smbdirect_testbed.evidence.frames import (
 )
 from smbdirect_testbed.evidence.pcap import GrowingPcap, Record
 from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.agent_client import AgentClient
 from smbdirect_testbed.machine.host import Host
 
 _MARKER = b"smbdirect-testbed marker "
@@ -118,7 +117,7 @@ class WireCapture:
             nonlocal look
             if (records := search.found()) is None and time.monotonic() > look:
                 # It may have ended when it had been asked to mark.
-                _agent(self._client).call("require_capture")
+                self._client.machine.required_agent().require_capture()
                 look += _LOOK
             return records
 
@@ -152,9 +151,8 @@ class WireCapture:
 
     def _mark(self, label: str) -> Counters:
         rdma_links = [e.rdma_device for e in self._client.ends if e.rdma_device]
-        counted = _agent(self._client).call(
-            "mark",
-            place=self._client.pid,
+        counted = self._client.machine.required_agent().mark_capture(
+            namespaces_of=self._client.pid,
             label=label,
             addresses=self._addresses,
             rdma_links=rdma_links,
@@ -193,11 +191,6 @@ def _is_marker(frame: bytes) -> bool:
     return _MARKER in frame[:_MARKER_WITHIN]
 
 
-def _agent(client: Host) -> AgentClient:
-    assert client.machine.agent
-    return client.machine.agent
-
-
 def captured_host(hosts: Mapping[str, Host]) -> Host | None:
     """The host whose links are captured: the first client with a link."""
     clients = (h for h in hosts.values() if h.role is Role.CLIENT and h.ends)
@@ -212,11 +205,10 @@ def start_capture(client: Host) -> None:
     :raises ProvisionError: tcpdump did not start
     """
     accelerator = client.machine.accelerator
-    _agent(client).call(
-        "capture",
-        place=client.pid,
+    client.machine.required_agent().start_capture(
+        namespaces_of=client.pid,
         devices=[end.device for end in client.ends],
-        file=str(client.machine.shared.path_there(_file(client))),
+        file=client.machine.shared.path_there(_file(client)),
         ring=_RING.get(accelerator, _LARGE_RING),
         pause=_PAUSE.get(accelerator, _LONG_PAUSE),
     )
@@ -241,7 +233,7 @@ def capturing(client: Host, hosts: Mapping[str, Host], log: Path) -> Iterator[Wi
         yield WireCapture(client, addresses, GrowingPcap(file), log)
     finally:
         if not client.machine.death():
-            log.write_text(_agent(client).call("end_capture"))
+            log.write_text(client.machine.required_agent().end_capture())
 
 
 def _file(client: Host) -> Path:

@@ -80,14 +80,9 @@ class LoadedDriver:
         :raises ProvisionError: a module did not load, or one of another build is in its place
         """
         needed = [*_DISTRIBUTION_MODULES, *self._needed_modules()]
-        offered = str(self._machine.shared.path_there(self._offered))
-        assert self._machine.agent
-        notes = self._machine.agent.call(
-            "load_modules",
-            needed=needed,
-            offered=offered,
-            directory=str(self.directory),
-            ours=self.names,
+        offered = self._machine.shared.path_there(self._offered)
+        notes = self._machine.required_agent().load_modules(
+            needed=needed, offered=offered, directory=self.directory, ours=self.names
         )
         self._check(_build_ids(notes))
 

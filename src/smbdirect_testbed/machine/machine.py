@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from smbdirect_testbed.lib.errors import MachineDied
+from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 
 if TYPE_CHECKING:
     from smbdirect_testbed.machine.agent_client import AgentClient
-
-
-@dataclass(frozen=True)
-class SharedDirectory:
-    """A directory that this computer and a machine see under two names."""
-
-    here: Path
-    there: PurePosixPath
-
-    def path_there(self, path: Path) -> PurePosixPath:
-        """The machine's name of a file below ``here``."""
-        return self.there / path.relative_to(self.here)
 
 
 class Machine(ABC):
@@ -44,7 +32,7 @@ class Machine(ABC):
     prepared: Mapping[str, str] = MappingProxyType({})
     """What is known of a clone: what the preparation of its template returned."""
     agent: AgentClient | None = None
-    """The agent, while there is one: the carrier's, or that of :func:`running_agent`."""
+    """The agent, while there is one: the carrier's, or that of :mod:`.running_agent`."""
 
     def __init__(self, name: str, shared: SharedDirectory, console: Path) -> None:
         self.name = name
@@ -87,6 +75,15 @@ class Machine(ABC):
         if not pid:
             return list(command)
         return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--", *command]
+
+    def required_agent(self) -> AgentClient:
+        """The agent; for what is only done while there is one.
+
+        :raises ProvisionError: there is none
+        """
+        if self.agent is None:
+            raise ProvisionError(f"machine {self.name} has no agent")
+        return self.agent
 
     def raise_if_dead(self) -> None:
         """Raise :class:`MachineDied` with the reason, if the machine no longer runs."""

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from smbdirect_testbed.config.spec import EnvironmentSpec, LinkSpec, RdmaType, Stack
-from smbdirect_testbed.machine.agent_client import AgentClient
 from smbdirect_testbed.machine.host import Host, HostEnd
 from smbdirect_testbed.machine.machine import Machine
 
-_UNMAKE_TIMEOUT = 90.0
+if TYPE_CHECKING:
+    from smbdirect_testbed.agent.requests import Link, LinkEnd, LinkShape
+
 _GIDS = {RdmaType.RXE: 3, RdmaType.SIW: 1}
 """GID table entries of an interface with one IPv4, one IPv6 and one link-local address; iWARP has
 one for the interface."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A machine that hosts are made on, through its agent."""
-
-    machine: Machine
-    agent: AgentClient
-
-
 @contextmanager
 def made_hosts(
     spec: EnvironmentSpec,
-    places: Mapping[str, Place],
+    machines: Mapping[str, Machine],
     *,
     keep: bool,
     before_links: Callable[[Mapping[str, Host]], object] = lambda _: None,
@@ -40,17 +32,16 @@ def made_hosts(
     Of a link between two machines only the ends are made, on the interfaces that the machines were
     started with.
 
-    :param places: by the machine's name; with fewer than the spec's machines, only what is on
+    :param machines: with agents, by name; with fewer than the spec's machines, only what is on
         those is made
     :param before_links: is given the hosts when they have no links yet
     :param before_rdma: returns when there can be RDMA links
     :raises ProvisionError: the kernel refused something, with its reason
     """
     pids: dict[str, int] = {}
-    for name, place in places.items():
+    for name, machine in machines.items():
         made = [h for h in spec.hosts if h.machine == name]
-        pids |= place.agent.call(
-            "make_hosts",
+        pids |= machine.required_agent().make_hosts(
             namespaces=[h.name for h in made if h.stack is Stack.NAMESPACE],
             machine_stack=[h.name for h in made if h.stack is Stack.MACHINE],
         )
@@ -59,44 +50,41 @@ def made_hosts(
         h.name: Host(
             name=h.name,
             role=h.role,
-            machine=places[h.machine].machine,
+            machine=machines[h.machine],
             ends=tuple(planned[h.name] for planned in links if h.name in planned),
             pid=pids[h.name],
         )
         for h in spec.hosts
-        if h.machine in places
+        if h.machine in machines
     }
     before_links(hosts)
-    within: dict[str, list[dict[str, Any]]] = {}
+    within: dict[str, list[Link]] = {}
     for link, planned in zip(spec.links, links, strict=True):
         ends = {host: _for_agent(host, end) for host, end in planned.items()}
-        common = {"mtu": link.mtu, "neighbours": link.neighbours, **_shape(link)}
-        machines = {host: spec.host(host).machine for host in planned}
+        shape = _shape(link)
+        on_machine = {host: spec.host(host).machine for host in planned}
         if not spec.crosses(link):
-            (name,) = set(machines.values())
-            within.setdefault(name, []).append({"ends": list(ends.values()), **common})
+            (name,) = set(on_machine.values())
+            within.setdefault(name, []).append({"ends": list(ends.values()), **shape})
             continue
         for host, end in ends.items():
-            if on := places.get(machines[host]):
-                peer = ends[planned[host].peer]
-                on.agent.call("place_wire", end=end, peer=peer, **common)
+            if on := machines.get(on_machine[host]):
+                on.required_agent().place_machine_link(end, ends[planned[host].peer], shape)
     for name, here in within.items():
-        if on := places.get(name):
-            on.agent.call("make_links", links=here)
+        if on := machines.get(name):
+            on.required_agent().make_links(here)
     before_rdma()
-    for name, place in places.items():
-        _make_rdma_links([h for h in hosts.values() if spec.host(h.name).machine == name], place)
+    for machine in machines.values():
+        _make_rdma_links([h for h in hosts.values() if h.machine is machine], machine)
     yield hosts
-    for place in places.values():
-        if not keep and not place.machine.death():
-            # An emulated machine takes seconds for one when there are dozens.
-            place.agent.call("unmake", timeout=_UNMAKE_TIMEOUT + 5 * len(hosts))
+    for machine in machines.values():
+        if not keep and not machine.death():
+            machine.required_agent().unmake(len(hosts))
 
 
-def _make_rdma_links(hosts: Iterable[Host], place: Place) -> None:
-    place.agent.call(
-        "make_rdma_links",
-        links=[
+def _make_rdma_links(hosts: Iterable[Host], machine: Machine) -> None:
+    machine.required_agent().make_rdma_links(
+        [
             {
                 "host": host.name,
                 "device": end.device,
@@ -106,12 +94,12 @@ def _make_rdma_links(hosts: Iterable[Host], place: Place) -> None:
             }
             for host in hosts
             for end in host.ends
-            if end.rdma
-        ],
+            if end.rdma and end.rdma_device
+        ]
     )
 
 
-def _for_agent(host: str, end: HostEnd) -> dict[str, str]:
+def _for_agent(host: str, end: HostEnd) -> LinkEnd:
     return {
         "host": host,
         "device": end.device,
@@ -121,8 +109,13 @@ def _for_agent(host: str, end: HostEnd) -> dict[str, str]:
     }
 
 
-def _shape(link: LinkSpec) -> dict[str, float]:
-    return {"delay": link.delay, "loss": link.loss}
+def _shape(link: LinkSpec) -> LinkShape:
+    return {
+        "mtu": link.mtu,
+        "neighbours": link.neighbours,
+        "delay": link.delay,
+        "loss": link.loss,
+    }
 
 
 def planned_link(number: int, link: LinkSpec) -> dict[str, HostEnd]:

@@ -35,7 +35,8 @@ from smbdirect_testbed.lib import process
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.machine import Machine, SharedDirectory
+from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 from smbdirect_testbed.machine.ssh import KILL_TAGGED, TAG
 
 _INIT = Path(__file__).with_name("init.py")

@@ -43,8 +43,9 @@ from smbdirect_testbed.kernel.uml import UmlKernel
 from smbdirect_testbed.lib.cache import disk_full_reported
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.agent_client import AgentSocket, offer_agent
-from smbdirect_testbed.machine.machine import SharedDirectory
+from smbdirect_testbed.machine.agent_connection import AgentSocket
+from smbdirect_testbed.machine.agent_program import offer_agent
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 from smbdirect_testbed.machine.ssh import SshChannel, make_keys
 
 _SHARED_THERE = PurePosixPath("/testbed")

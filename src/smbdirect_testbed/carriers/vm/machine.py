@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from smbdirect_testbed.carriers.machine_files import VmRecord, VmState
 from smbdirect_testbed.carriers.machine_process import QemuProcess
 from smbdirect_testbed.carriers.remote_machine import SshMachine
-from smbdirect_testbed.machine.machine import SharedDirectory
+from smbdirect_testbed.machine.shared_directory import SharedDirectory
 from smbdirect_testbed.machine.ssh import SshChannel
 
 _SHARED_THERE = PurePosixPath("/testbed")

@@ -35,7 +35,7 @@ from smbdirect_testbed.lib import cache
 from smbdirect_testbed.lib.cache import disk_full_reported
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.agent_client import running_agent
+from smbdirect_testbed.machine.running_agent import running_agent
 from smbdirect_testbed.machine.ssh import SshChannel
 
 __all__ = [
@@ -211,7 +211,7 @@ def _make_template(
             prepared = plan.prepare(machine)
             machine.channel.close()
             with running_agent(machine) as agent:
-                agent.call("freeze")
+                agent.freeze()
             save_domain(original.libvirt, machine.record.uuid, directory / "state")
         finally:
             machine.close()

@@ -32,7 +32,8 @@ from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.machine.agent_client import AgentSocket, offer_agent
+from smbdirect_testbed.machine.agent_connection import AgentSocket
+from smbdirect_testbed.machine.agent_program import offer_agent
 from smbdirect_testbed.machine.ssh import SHARED_FILES, make_keys
 
 KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
@@ -119,8 +120,7 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
 def _thaw(machine: VmMachine, state: VmState) -> None:
     """Make a copy of a template a machine of its own."""
     offered = state.shared / SHARED_FILES
-    machine.hold_agent(AgentSocket.to(state.agent), started=True).call(
-        "thaw",
+    machine.hold_agent(AgentSocket.to(state.agent), started=True).thaw(
         time_now=time.time(),
         entropy=secrets.token_hex(_ENTROPY),
         mac=machine.record.mac,
