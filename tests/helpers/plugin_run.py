@@ -80,6 +80,12 @@ class ScenarioMachine(FakeMachine):
                 self.died = "Kernel panic - not syncing: Fatal exception"
 
 
+def _check(environment: Any) -> None:
+    environment.machine.raise_if_dead()
+    if not environment.driver_is_loaded:
+        raise ProvisionError("module smbdirect is not loaded")
+
+
 class Run:
     """One run of scenarios written by a test."""
 
@@ -99,6 +105,7 @@ class Run:
         """The status and output of a command that the client runs."""
         self.commands: list[list[str]] = []
         self.waited_until_idle = 0
+        self.times_provided = 0
 
     def client_runs(self, command: list[str], **_: Any) -> CommandResult:
         self.commands.append(command)
@@ -120,7 +127,8 @@ class Run:
 
     @contextmanager
     def provided(self) -> Iterator[Any]:
-        self.machine = machine = ScenarioMachine(self.directory / "instance")
+        self.machine = machine = ScenarioMachine(self.directory / f"instance{self.times_provided}")
+        self.times_provided += 1
         spec = EnvironmentSpec(
             name="fake",
             description="none",
@@ -143,7 +151,8 @@ class Run:
         end = SimpleNamespace(rdma=self.rdma)
         client = SimpleNamespace(run=self.client_runs, end_towards=lambda peer: end)
         try:
-            yield SimpleNamespace(
+            environment = SimpleNamespace(
+                driver_is_loaded=True,
                 spec=spec,
                 machine=machine,
                 hosts={},
@@ -154,9 +163,10 @@ class Run:
                 machines={"machine": machine},
                 kernel_logs={"machine": KernelLog(machine)},
                 death=machine.death,
-                image=SimpleNamespace(packages={"samba": "4.24"}),
                 facts=lambda: {"environment": "fake", "samba": "4.24"},
             )
+            environment.check = lambda: _check(environment)
+            yield environment
         finally:
             self.torn_down = True
 

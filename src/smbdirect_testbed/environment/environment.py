@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,18 @@ class Environment:
                 return reason if len(self.machines) == 1 else f"machine {name}: {reason}"
         return None
 
+    def check(self) -> None:
+        """Look whether the machines answer, the driver is loaded and the servers run.
+
+        :raises MachineDied: a machine does not run
+        :raises ProvisionError: something else is not as it was when it was provided
+        """
+        for name, machine in self.machines.items():
+            machine.raise_if_dead()
+            self.drivers[name].check()
+        for server in self.servers():
+            server.check()
+
     def host(self, role: Role) -> Host:
         """The first host with a role.
 
@@ -115,7 +128,14 @@ class Environment:
             "driver_source": self.driver.built.source,
             "driver_version": self.driver.built.version,
             "driver_digest": self.driver.built.digest,
+            "packages_digest": _packages_digest(self.image),
         }
+
+
+def _packages_digest(image: Image) -> str:
+    """Identifies the list of an image's packages with their versions."""
+    packages = sorted(f"{name} {version}\n" for name, version in image.packages.items())
+    return hashlib.sha256("".join(packages).encode()).hexdigest()
 
 
 def joined_facts(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

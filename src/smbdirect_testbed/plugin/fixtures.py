@@ -11,21 +11,21 @@ import pytest
 from smbdirect_testbed.config.spec import Role, ServerKind
 from smbdirect_testbed.evidence.capture import Wire
 from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.smbtorture import Torture
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
     from smbdirect_testbed.machine.host import Host
     from smbdirect_testbed.machine.loaded_driver import LoadedDriver
-    from smbdirect_testbed.plugin.run import RunPlugin
     from smbdirect_testbed.smb.smbd import Smbd
 
 
 class Fixtures:
-    """Plugged into pytest beside :class:`RunPlugin`, which knows the environment."""
+    """Plugged into pytest next to :class:`RunPlugin`, with the same context."""
 
-    def __init__(self, run: RunPlugin) -> None:
-        self._run = run
+    def __init__(self, context: RunContext) -> None:
+        self._run = context
 
     @pytest.fixture(scope="session")
     def environment(self) -> Environment:

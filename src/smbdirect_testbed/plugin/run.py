@@ -1,15 +1,15 @@
-"""One run of scenarios: provision after collection, watch, tear down, keep complete results."""
+"""One run of scenarios: provision after collection, watch, replace what breaks, tear down."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,31 +18,48 @@ import pytest
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.kernel_log import find_splats
+from smbdirect_testbed.machine.kernel_log import Splat
 from smbdirect_testbed.plugin import known_splats, markers
-from smbdirect_testbed.plugin.evidence import Watch, describe, describe_death, log_name
+from smbdirect_testbed.plugin.breakage import Breakage, suspicious, unfit
+from smbdirect_testbed.plugin.collection import Collection
+from smbdirect_testbed.plugin.evidence import describe, describe_death
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
+from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.pytest_args import pytest_arguments
-from smbdirect_testbed.plugin.recorder import Recorder, not_run_reason
+from smbdirect_testbed.plugin.recorder import not_run_reason
+from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
-from smbdirect_testbed.plugin.smbtorture import expectations_of
 from smbdirect_testbed.results import results, terminal
-from smbdirect_testbed.results.knownfail import Expectations
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.environment.environment import Environment
 
 _PROVIDE = "environment::provide"
 _TEARDOWN = "environment::teardown"
 
-if TYPE_CHECKING:
-    from smbdirect_testbed.environment.environment import Environment
+
+class State(Enum):
+    """How far a run is."""
+
+    COLLECTING = auto()
+    UP = auto()
+    """Scenarios run in the environment that is up."""
+    BROKEN = auto()
+    """The environment is up, but no further scenario may use it."""
+    OVER = auto()
+    """No further scenario runs."""
 
 
 class RunPlugin:
     """Runs scenarios in an environment and writes the results; good for one run.
 
-    :param provide: makes the environment when a ``with`` statement enters what it returns
+    A scenario that breaks its machines costs itself alone: the next one gets fresh ones.
+
+    :param provide: makes the environment when a ``with`` statement enters what it returns; called
+        once more for each environment that replaces a broken one
     :param run_dir: where the results go; need not exist. Its name is the run's id.
     :param environment: the environment's name
     :param keep: whether the environment stays up, for the closing lines
@@ -61,50 +78,24 @@ class RunPlugin:
         thorough: bool = True,
         share: Share | None = None,
     ) -> None:
+        self.results = RunResults(run_dir, command=sys.argv, facts={"environment": environment})
+        self._context = RunContext(self.results)
+        self._collection = Collection(self._context, thorough=thorough, share=share)
         self._provide = provide
-        self._thorough = thorough
-        self._share = share
+        self._publishes = share is None
         self._progress = progress
         self._keep = keep
-        self._stack = ExitStack()
-        self._environment: Environment | None = None
-        self._watch: Watch | None = None
+        self._state = State.COLLECTING
+        self._breakage = Breakage()
+        self._environments = 0
         self._config: pytest.Config | None = None
-        self._recorder = Recorder()
-        self._collection_errors: list[str] = []
-        self._not_provided: TestbedError | None = None
-        self._death: str | None = None
-        self._interrupted = False
-        self._bug: BaseException | None = None
-        self._running: str | None = None
+        self._verdict: tuple[Verdict, str] | None = None
+        """What became of the run, if not all of its scenarios ran."""
+        self._error: BaseException | None = None
+        """What :meth:`main` is to raise: wrong usage, or an error of the testbed."""
+        self._why_not_run = "the run stopped before"
         self._touched = False
         self._parts: list[ScenarioResult] = []
-        self.results = RunResults(run_dir, command=sys.argv, facts={"environment": environment})
-
-    # What fixtures use.
-
-    @property
-    def environment(self) -> Environment:
-        """The environment, while scenarios run."""
-        assert self._environment
-        return self._environment
-
-    @property
-    def watch(self) -> Watch:
-        """What watches the machine and the wire, while scenarios run."""
-        assert self._watch
-        return self._watch
-
-    @property
-    def notes(self) -> list[str]:
-        """Lines for the results about what is worth knowing and fails nothing."""
-        return self.results.notes
-
-    def scenario_directory(self, id: str) -> Path:
-        """The directory for what a scenario leaves; need not exist yet."""
-        return self.results.directory / "scenarios" / self._recorder.directory(id)
-
-    # The run.
 
     def main(
         self,
@@ -130,19 +121,14 @@ class RunPlugin:
             contextlib.redirect_stdout(nowhere),
         ):
             arguments = pytest_arguments(chosen, expression, self.results.directory / JUNIT)
-            pytest.main(arguments, plugins=[self, *plugins])
-        if self._collection_errors:
+            pytest.main(arguments, plugins=[self, self._collection, *plugins])
+        error = self._collection.error() or self._error
+        if isinstance(error, UsageError):
             self._leave_nothing()
-            raise UsageError(
-                self._collection_errors[0].splitlines()[0],
-                detail="\n".join("\n".join(self._collection_errors).splitlines()[1:]),
-            )
-        if isinstance(self._not_provided, UsageError):
-            self._leave_nothing()
-            raise self._not_provided
+            raise error
         self._finish()
-        if self._bug:
-            raise self._bug
+        if error:
+            raise error
         return self.exit_status
 
     @property
@@ -155,75 +141,33 @@ class RunPlugin:
         with contextlib.suppress(OSError):
             self.results.directory.parent.rmdir()
 
-    # Collection.
-
     def pytest_configure(self, config: pytest.Config) -> None:
+        self._config = config
         for marker in markers.MARKERS:
             config.addinivalue_line("markers", marker)
-        config.pluginmanager.register(Fixtures(self))
+        config.pluginmanager.register(Fixtures(self._context))
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_collection(self, session: pytest.Session) -> Generator[None, object, object]:
-        try:
-            done = yield
-        except pytest.UsageError as e:
-            self._collection_errors.append(str(e))
-            session.items = []
-            return None
-        if not session.items and not self._collection_errors:
-            self._collection_errors.append(
-                f"no scenario matches {session.config.getoption('keyword') or 'the paths given'}"
-            )
-        return done
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            where = report.nodeid or "the scenarios"
-            self._collection_errors.append(
-                f"{where} cannot be read as scenarios\n{report.longreprtext}"
-            )
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        markers.check_markers(items)
-        if not self._thorough and (left_out := [i for i in items if markers.is_thorough(i)]):
-            items[:] = [i for i in items if i not in left_out]
-            self.notes.append(
-                f"{len(left_out)} thorough scenarios were left out; run --thorough runs them, too"
-            )
-        if self._share:
-            items[:] = self._share.pick(items)
-        for path in {
-            expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
-        }:
-            try:
-                Expectations.load(path)
-            except UsageError as e:
-                raise pytest.UsageError(e.message) from e
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._recorder.expect(item.nodeid for item in session.items)
-
-    # Running. The environment is up from the first item to the last; after Ctrl-C it stays up
+    # Running. An environment is up from the first item to the last; after Ctrl-C it stays up
     # until the fixtures that use it are torn down, which pytest does at the end of the session.
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        if self._collection_errors or session.config.option.collectonly:
+        if self._collection.error() or session.config.option.collectonly:
             return True
-        self._config = session.config
         try:
-            if self._set_up():
-                self._run_items(session)
-                self._tear_down()
+            self.results.directory.mkdir(parents=True, exist_ok=True)
+            self._set_up()
+            self._run_items(session)
+            self._tear_down()
         except KeyboardInterrupt:
-            self._interrupted = True
+            self._end(Verdict.INTERRUPTED, "interrupted", "interrupted")
         except Exception as e:
-            self._bug = e
+            self._error = e
+            self._end(Verdict.FAILED, f"error of the testbed: {e}", "the run stopped before")
         for item in session.items:
-            result = self._recorder.result(item.nodeid)
+            result = self._context.recorder.result(item.nodeid)
             if result.outcome is Outcome.NOT_RUN and not result.message:
-                self._report_not_run(item, self._why_not_run())
+                self._report_not_run(item, self._why_not_run)
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -235,61 +179,78 @@ class RunPlugin:
 
     def _run_items(self, session: pytest.Session) -> None:
         for item, following in zip(session.items, [*session.items[1:], None], strict=True):
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if session.shouldfail or session.shouldstop:
+            if self._state is State.BROKEN:
+                self._replace(session)
+            if self._state is not State.UP or session.shouldfail or session.shouldstop:
                 return
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
-    def _set_up(self) -> bool:
-        """Provide the environment; False when that failed."""
-        self.results.directory.mkdir(parents=True, exist_ok=True)
+    def _end(self, verdict: Verdict, reason: str, why_not_run: str) -> None:
+        """No further scenario runs; the first reason for that is the run's."""
+        if self._state is not State.OVER:
+            self._state, self._why_not_run = State.OVER, why_not_run
+            self._verdict = (verdict, reason)
+
+    def _set_up(self) -> None:
+        """Provide an environment, the first one or another."""
+        self._environments += 1
+        again = "" if self._environments == 1 else f"-{self._environments}"
+        id = f"{_PROVIDE}{again}"
+        up = ProvidedEnvironment(
+            self._provide,
+            self.results.directory,
+            self._progress,
+            self._context.notes,
+            self._environments,
+        )
         try:
-            self._environment = self._stack.enter_context(self._provide())
-            self.results.facts = _facts(self._environment)
-            with self._progress.phase("watch", "watching kernel log and wire"):
-                self._watch = self._stack.enter_context(
-                    Watch(self._environment, self.results.directory, self.notes)
-                )
-                splats = self._watch.border("provided", self.scenario_directory(_PROVIDE))
+            splats = up.open(self._context.scenario_directory(id))
         except TestbedError as e:
-            self._not_provided = e
-            self._report(_PROVIDE, "setup", text_of(e))
-            self._close()
-            return False
+            if isinstance(e, UsageError):
+                self._error = e
+            self._report(id, "setup", text_of(e))
+            if again:
+                self._end(Verdict.FAILED, e.message, f"there is no fresh machine: {e.message}")
+            else:
+                why = "the environment could not be provided"
+                self._end(Verdict.NOT_PROVIDED, e.message, why)
+            return
+        self._context.up = up
+        self._state = State.UP
+        if not again:
+            self.results.facts = up.environment.facts()
         if splats:
-            self._report(_PROVIDE, "call", describe(splats))
-        return True
+            self._report(id, "call", describe(splats))
+
+    def _replace(self, session: pytest.Session) -> None:
+        """Take a broken environment down and provide another, unless that was done too often."""
+        # Fixtures that live longer than a scenario were set up in the old one; pytest sets them up
+        # once more for the next scenario. That they cannot be torn down follows from the breakage.
+        with contextlib.suppress(Exception):
+            session._setupstate.teardown_exact(None)
+        if self._keep:
+            self._end(Verdict.FAILED, self._breakage.last, "the broken machine is kept")
+            return
+        self._tear_down()
+        if why := self._breakage.too_often():
+            self._end(Verdict.FAILED, why, why)
+            return
+        self._progress.say(f"starting a fresh machine: {self._breakage.last}")
+        self._context.notes.append(f"a fresh machine was started: {self._breakage.last}")
+        self._set_up()
 
     def _tear_down(self) -> None:
         """Take the environment down; harmless when repeated."""
-        if self._environment is None:
+        up, self._context.up = self._context.up, None
+        if up is None:
             return
-        machines = self._environment.machines
-        marks = self._watch.last_marks if self._watch else {}
-        self._environment = None
+        broken = self._state is State.BROKEN
         try:
-            # The directory with the consoles goes with the environment, but not what is open.
-            with ExitStack() as consoles:
-                logs = {
-                    name: consoles.enter_context(machine.console.open("rb"))
-                    for name, machine in machines.items()
-                }
-                try:
-                    self._close()
-                finally:
-                    late = []
-                    for name, log in logs.items():
-                        text = log.read()
-                        (self.results.directory / log_name(name, logs)).write_bytes(text)
-                        after = text[marks[name].end if name in marks else 0 :]
-                        late += find_splats(after.decode(errors="replace"))
-            if late := [s for s in late if s.fails]:
+            if (late := up.close()) and not broken:
                 self._report(_TEARDOWN, "call", describe(late))
         except (TestbedError, OSError) as e:
-            self._report(_TEARDOWN, "call", text_of(e))
-
-    def _close(self) -> None:
-        stack, self._stack = self._stack, ExitStack()
-        stack.close()
+            if not broken:
+                self._report(_TEARDOWN, "call", text_of(e))
 
     def _report(self, id: str, when: Literal["setup", "call"], message: str) -> None:
         """Report something that is no scenario as failed: pytest, and all its reporters, see it."""
@@ -297,7 +258,7 @@ class RunPlugin:
         self._config.hook.pytest_runtest_logreport(
             report=pytest.TestReport(id, (id, None, id), {}, "failed", message, when)
         )
-        self._progress.say(terminal.line(self._recorder.result(id)))
+        self._progress.say(terminal.line(self._context.recorder.result(id)))
 
     def _report_not_run(self, item: pytest.Item, reason: str) -> None:
         said = (item.location[0], item.location[1] or 0, not_run_reason(reason))
@@ -312,30 +273,43 @@ class RunPlugin:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         if "first_scenario_s" not in self._progress.timings:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
-        self._running, self._touched, self._parts = item.nodeid, False, []
-        self.watch.begin()
+        self._touched, self._parts = False, []
+        self._context.watch.begin()
         done = yield
-        if (directory := self.scenario_directory(item.nodeid)).is_dir():
+        recorder = self._context.recorder
+        if (directory := self._context.scenario_directory(item.nodeid)).is_dir():
             for id in (item.nodeid, *(part.id for part in self._parts)):
-                self._recorder.left(id, f"scenarios/{directory.name}")
+                recorder.left(id, f"scenarios/{directory.name}")
         for part in self._parts:
             if part.outcome is Outcome.FAILED:
                 self._progress.say(terminal.line(part))
-        self._progress.say(terminal.line(self._recorder.result(item.nodeid), self._parts))
-        self._running = None
+        result = recorder.result(item.nodeid)
+        self._progress.say(terminal.line(result, self._parts))
+        self._judge_fitness(result)
         return done
+
+    def _judge_fitness(self, result: ScenarioResult) -> None:
+        """After a scenario: may the next one use the same machines?"""
+        failed = self._state is State.UP and result.outcome is Outcome.FAILED
+        if failed and (why := unfit(self._context.environment)):
+            self._break(result.id, why)
+        if self._state is State.UP and self._touched:
+            self._breakage.spared()
+
+    def _break(self, id: str, what: str) -> None:
+        if self._state is State.UP:
+            self._state = State.BROKEN
+            self._breakage.broke(id, what)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if self._death:
-            pytest.skip(not_run_reason(self._death))
-        if reason := markers.lacking(item, self.environment.spec):
+        if reason := markers.lacking(item, self._context.environment.spec):
             pytest.skip(reason)
         self._touched = True
         if not markers.is_early(item):
             # One that failed is told to those who ask for it.
             with contextlib.suppress(TestbedError):
-                self.environment.wait_for_servers()
+                self._context.environment.wait_for_servers()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -346,30 +320,41 @@ class RunPlugin:
             explain(report, item, call.excinfo)
         if self._touched:
             self._look(item, report)
-        elif self._death and report.failed:
-            # What is torn down here began before the machine died, and cannot be.
-            report.outcome, report.longrepr = "passed", None
         return report
 
     def _look(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Fail a scenario for what the kernel says or for the machine's death."""
-        directory = self.scenario_directory(item.nodeid)
+        directory, watch = self._context.scenario_directory(item.nodeid), self._context.watch
+        was_broken = self._state is State.BROKEN
         if report.when == "teardown":
-            splats = self.watch.border(f"end of {item.nodeid}", directory)
+            splats = watch.border(f"end of {item.nodeid}", directory)
         elif report.when == "call" or report.failed:
-            splats = self.watch.glance()
+            splats = watch.glance()
         else:
             return
+        untrusted = suspicious(splats)
         splats, not_made = known_splats.expect(item, report, splats)
-        death = self.watch.death()
+        death = watch.death()
         if report.when == "teardown":
-            if death and not self._death:
-                splats += self.watch.last_words(directory)
+            if death and not was_broken:
+                splats += watch.last_words(directory)
             if directory.is_dir():
                 report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
-        if death and not self._death:
+        self._fail(report, splats, not_made, death, was_broken=was_broken)
+        if why := death or untrusted:
+            self._break(item.nodeid, why)
+
+    @staticmethod
+    def _fail(
+        report: pytest.TestReport,
+        splats: list[Splat],
+        not_made: str,
+        death: str | None,
+        *,
+        was_broken: bool,
+    ) -> None:
+        if death and not was_broken:
             fail(report, describe_death(death, splats))
-            self._death = f"the machine died in {item.nodeid}: {death}"
         elif death and report.when == "teardown":
             # Its death is the failure already; that nothing can be torn down follows from it.
             report.outcome, report.longrepr = "passed", None
@@ -377,7 +362,7 @@ class RunPlugin:
             fail(report, describe(splats) or not_made)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        result = self._recorder.add(report)
+        result = self._context.recorder.add(report)
         if result.suite and report.when == "call":
             self._parts.append(result)
 
@@ -385,30 +370,10 @@ class RunPlugin:
 
     def _finish(self) -> None:
         found = self.results
-        found.scenarios = self._recorder.results()
+        found.scenarios = self._context.recorder.results()
         found.seconds = self._progress.elapsed()
         found.started = time.time() - found.seconds
         found.timings = dict(self._progress.timings)
-        if self._interrupted:
-            found.verdict, found.reason = Verdict.INTERRUPTED, "interrupted"
-        elif self._not_provided:
-            found.verdict, found.reason = Verdict.NOT_PROVIDED, self._not_provided.message
-        elif self._bug:
-            found.verdict, found.reason = Verdict.FAILED, f"error of the testbed: {self._bug}"
-        else:
-            found.verdict, found.reason = results.judge(found.scenarios)
-        if not self._share:
+        found.verdict, found.reason = self._verdict or results.judge(found.scenarios)
+        if self._publishes:
             publish(found, keep=self._keep)
-
-    def _why_not_run(self) -> str:
-        if self._not_provided:
-            return "the environment could not be provided"
-        if self._interrupted:
-            return "interrupted"
-        return self._death or "the run stopped before"
-
-
-def _facts(environment: Environment) -> dict[str, str]:
-    packages = sorted(f"{name} {version}\n" for name, version in environment.image.packages.items())
-    digest = hashlib.sha256("".join(packages).encode()).hexdigest()
-    return {**environment.facts(), "packages_digest": digest}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,13 +151,18 @@ def run_scenarios(
         jobs = useful_jobs(spec)
 
     def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
-        environment = _provided(name, spec, progress, keep=keep, watched=True)
-        with Early(environment, at_once=at_once) as early:
+        def environment(name: str) -> AbstractContextManager[Environment]:
+            return _provided(name, spec, progress, keep=keep, watched=True)
+
+        # After a scenario that broke its machines there is another.
+        names = (f"{name}-{number}" for number in itertools.count(2))
+        with Early(environment(name), at_once=at_once) as early:
+            following = itertools.chain([early.come()], (environment(n) for n in names))
             # While this is imported and looks for scenarios, a machine can boot.
             from smbdirect_testbed.plugin import RunPlugin
 
             plugin = RunPlugin(
-                early.come,
+                following.__next__,
                 below,
                 progress,
                 environment=spec.name,
