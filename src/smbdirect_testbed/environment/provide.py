@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from smbdirect_testbed.carriers.machine_links import wires_between_machines
+from smbdirect_testbed.carriers.machine_links import links_between_machines
 from smbdirect_testbed.carriers.start import machine_directory, started_machine
 from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec, ServerKind, Transport
 from smbdirect_testbed.environment.environment import Environment, Kernel
@@ -179,7 +179,7 @@ def provide_parts(
 def started_machines(
     spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
 ) -> Iterator[StartedMachines]:
-    """The machines that a spec names, with the wires between them.
+    """The machines that a spec names, with the links between them.
 
     :param directory: the instance's state directory
     :raises UsageError: the spec asks for something that is not there
@@ -188,7 +188,7 @@ def started_machines(
     image, kernel, built = provide_parts(spec, progress)
     each = {name: progress.beside() for name in spec.machines}
     with ExitStack() as stack:
-        with wires_between_machines(spec) as wires:
+        with links_between_machines(spec) as links:
             contexts = {
                 name: started_machine(
                     name,
@@ -200,7 +200,7 @@ def started_machines(
                     of_machine,
                     keep=keep,
                     plan=None if kernel else template_plan(spec, name, built),
-                    wires=wires[name],
+                    links=links[name],
                 )
                 for name, of_machine in each.items()
             }

@@ -28,7 +28,7 @@ from smbdirect_testbed.carriers.boot import (
 )
 from smbdirect_testbed.carriers.console import last_lines
 from smbdirect_testbed.carriers.machine_files import VmState
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.machine_process import (
     Identity,
     QemuProcess,
@@ -140,7 +140,7 @@ def uml_machine(
     progress: Progress,
     *,
     keep: bool = False,
-    wires: tuple[WireEnd, ...] = (),
+    links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[UmlMachine]:
     """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
 
@@ -149,7 +149,7 @@ def uml_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_uml` and :func:`destroy_uml`
-    :param wires: to other machines
+    :param links: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -157,7 +157,7 @@ def uml_machine(
     destroy_uml(state.directory)
     kept = False
     try:
-        machine = _provide(name, _Plan(image, kernel, spec, wires), state, progress)
+        machine = _provide(name, _Plan(image, kernel, spec, links), state, progress)
         try:
             yield machine
         finally:
@@ -204,7 +204,7 @@ class _Plan:
     image: Image
     kernel: UmlKernel
     spec: MachineSpec
-    wires: tuple[WireEnd, ...]
+    links: tuple[MachineLinkEnd, ...]
 
 
 def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
@@ -277,8 +277,8 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
         f"init={INIT}",
         f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
         *(
-            f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
-            for number, wire in enumerate(plan.wires, 1)
+            f"vec{number}:transport=fd,fd={link.descriptor},mac={link.mac},mtu={link.mtu}"
+            for number, link in enumerate(plan.links, 1)
         ),
         "con0=null,fd:1",
         "con=null",
@@ -315,7 +315,7 @@ def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: in
             pass_fds=[
                 agent,
                 ours,
-                *(fd for wire in plan.wires for fd in (wire.descriptor, wire.far)),
+                *(fd for link in plan.links for fd in (link.descriptor, link.far)),
             ],
         )
 

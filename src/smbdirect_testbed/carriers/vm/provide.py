@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import BootFailed, boot_twice
 from smbdirect_testbed.carriers.machine_files import VmRecord, VmState, find_strays
-from smbdirect_testbed.carriers.machine_links import WireEnd, dead_ends
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd, dead_ends
 from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
 from smbdirect_testbed.carriers.vm import kvm_probe
 from smbdirect_testbed.carriers.vm import template as templates
@@ -62,7 +62,7 @@ def vm_machine(
     *,
     keep: bool = False,
     plan: TemplatePlan | None = None,
-    wires: tuple[WireEnd, ...] = (),
+    links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[VmMachine]:
     """A virtual machine that has booted ``image`` and takes commands.
 
@@ -74,7 +74,7 @@ def vm_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_vm` and :func:`destroy_vm`
-    :param wires: to other machines
+    :param links: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -82,7 +82,7 @@ def vm_machine(
     destroy_vm(name, directory)
     kept = False
     try:
-        machine = _provide(name, Plan(image, spec, wires), VmState(directory), progress, plan)
+        machine = _provide(name, Plan(image, spec, links), VmState(directory), progress, plan)
         try:
             yield machine
         finally:
@@ -204,8 +204,8 @@ def _make_template(
     original = VmState(state.directory / _TEMPLATE)
     try:
         record = replace(record, name=_TEMPLATE)
-        with dead_ends(what.wires) as wires:
-            parts = Plan(what.image, spec, wires)
+        with dead_ends(what.links) as links:
+            parts = Plan(what.image, spec, links)
             machine = _boot(record, parts, original, progress, RamFile(ram, True))
         try:
             prepared = plan.prepare(machine)

@@ -21,7 +21,7 @@ from smbdirect_testbed.carriers.boot import (
     wait_until_ready,
 )
 from smbdirect_testbed.carriers.machine_files import Start, VmRecord, VmState
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.machine_process import Identity, open_process
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.vm.libvirt_embed import StartFailed, start_domain
@@ -52,7 +52,7 @@ class Plan:
 
     image: Image
     spec: MachineSpec
-    wires: tuple[WireEnd, ...] = ()
+    links: tuple[MachineLinkEnd, ...] = ()
 
 
 class CloneFailed(ProvisionError):
@@ -168,7 +168,7 @@ def _start(
             ssh_port=record.ssh_port,
             mac=record.mac,
             agent=state.agent,
-            wires=plan.wires,
+            links=plan.links,
             ram=ram,
             incoming=incoming is not None,
         )
@@ -179,7 +179,7 @@ def _start(
                 record.uuid,
                 paths.cache() / "libvirt",
                 state=incoming,
-                wires=[wire.descriptor for wire in plan.wires],
+                wires=[link.descriptor for link in plan.links],
             )
         except StartFailed as e:
             # Someone took the port between our look at it and QEMU's.
