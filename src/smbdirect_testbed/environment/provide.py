@@ -20,7 +20,7 @@ from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.prebuild import made_ahead
 from smbdirect_testbed.kernel.running import RunningKernel
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.simultaneous import enter_together
 from smbdirect_testbed.machine.host import Host
@@ -99,7 +99,7 @@ def provide(
         for server in smbds:
             host = hosts[server.host]
             starting = _started_smbd(host, samba[host.machine.name], server.transports, progress)
-            environment.early_servers[server.kind] = stack.enter_context(Early(starting))
+            environment.starting[server.kind] = stack.enter_context(Background(starting))
         if capture:
             capture.result()
         if not watched:

@@ -20,7 +20,7 @@ from smbdirect_testbed.kernel import driver_source, uml
 from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
 from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watched_directories
 from smbdirect_testbed.lib import cache, paths
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.results.results import RunResults, new_run_id
@@ -151,12 +151,12 @@ def run_scenarios(
 
     def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
         environment = _provided(name, spec, progress, keep=keep, watched=True)
-        with Early(environment, at_once=at_once) as early:
+        with Background(environment, at_once=at_once) as background:
             # While this is imported and looks for scenarios, a machine can boot.
             from smbdirect_testbed.plugin import RunPlugin
 
             plugin = RunPlugin(
-                early.come,
+                background.use,
                 below,
                 progress,
                 environment=spec.name,
