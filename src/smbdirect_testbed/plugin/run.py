@@ -20,7 +20,7 @@ from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import find_splats
 from smbdirect_testbed.plugin import known_splats, markers
-from smbdirect_testbed.plugin.evidence import Watch, describe, describe_death, log_name
+from smbdirect_testbed.plugin.evidence import Evidence, describe, describe_death, log_name
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.publish import JUNIT, publish
@@ -68,7 +68,7 @@ class RunPlugin:
         self._keep = keep
         self._stack = ExitStack()
         self._environment: Environment | None = None
-        self._watch: Watch | None = None
+        self._evidence: Evidence | None = None
         self._config: pytest.Config | None = None
         self._recorder = Recorder()
         self._collection_errors: list[str] = []
@@ -90,10 +90,10 @@ class RunPlugin:
         return self._environment
 
     @property
-    def watch(self) -> Watch:
-        """What watches the machine and the wire, while scenarios run."""
-        assert self._watch
-        return self._watch
+    def evidence(self) -> Evidence:
+        """The evidence of what happens while scenarios run."""
+        assert self._evidence
+        return self._evidence
 
     @property
     def notes(self) -> list[str]:
@@ -246,10 +246,10 @@ class RunPlugin:
             self._environment = self._stack.enter_context(self._provide())
             self.results.facts = _facts(self._environment)
             with self._progress.phase("watch", "watching kernel log and wire"):
-                self._watch = self._stack.enter_context(
-                    Watch(self._environment, self.results.directory, self.notes)
+                self._evidence = self._stack.enter_context(
+                    Evidence(self._environment, self.results.directory, self.notes)
                 )
-                splats = self._watch.border("provided", self.scenario_directory(_PROVIDE))
+                splats = self._evidence.border("provided", self.scenario_directory(_PROVIDE))
         except TestbedError as e:
             self._not_provided = e
             self._report(_PROVIDE, "setup", text_of(e))
@@ -264,7 +264,7 @@ class RunPlugin:
         if self._environment is None:
             return
         machines = self._environment.machines
-        marks = self._watch.last_marks if self._watch else {}
+        marks = self._evidence.last_marks if self._evidence else {}
         self._environment = None
         try:
             # The directory with the consoles goes with the environment, but not what is open.
@@ -313,7 +313,7 @@ class RunPlugin:
         if "first_scenario_s" not in self._progress.timings:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._running, self._touched, self._parts = item.nodeid, False, []
-        self.watch.begin()
+        self.evidence.begin()
         done = yield
         if (directory := self.scenario_directory(item.nodeid)).is_dir():
             for id in (item.nodeid, *(part.id for part in self._parts)):
@@ -355,16 +355,16 @@ class RunPlugin:
         """Fail a scenario for what the kernel says or for the machine's death."""
         directory = self.scenario_directory(item.nodeid)
         if report.when == "teardown":
-            splats = self.watch.border(f"end of {item.nodeid}", directory)
+            splats = self.evidence.border(f"end of {item.nodeid}", directory)
         elif report.when == "call" or report.failed:
-            splats = self.watch.glance()
+            splats = self.evidence.glance()
         else:
             return
         splats, not_made = known_splats.expect(item, report, splats)
-        death = self.watch.death()
+        death = self.evidence.death()
         if report.when == "teardown":
             if death and not self._death:
-                splats += self.watch.last_words(directory)
+                splats += self.evidence.last_words(directory)
             if directory.is_dir():
                 report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         if death and not self._death:
