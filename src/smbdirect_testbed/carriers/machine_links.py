@@ -68,8 +68,8 @@ def links_between_machines(
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Datagram sockets have no end of file, which the other machine would read for ever. The queue of
-    # a pair is limited by its buffer; that of a named socket is limited to eleven datagrams.
+    # Datagram sockets have no end of file, which the other machine would read for ever. The queue
+    # of a pair is limited by its buffer; that of a named socket is limited to eleven datagrams.
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
