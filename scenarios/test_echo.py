@@ -18,10 +18,10 @@ from smbdirect_testbed.evidence.capture import Wire
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.plugin.subtests import report_part
+from smbdirect_testbed.plugin.subtests import report_subtest
 from smbdirect_testbed.results.knownfail import Expectations
-from smbdirect_testbed.results.subtests import Outcome as Said
-from smbdirect_testbed.results.subtests import TortureTest
+from smbdirect_testbed.results.results import Outcome
+from smbdirect_testbed.results.subtests import Subtest
 
 pytestmark = pytest.mark.early
 
@@ -109,9 +109,9 @@ def test_suite(
     *checks, verdict = suite.run(transport, suite.addresses[address], only)
     variant = request.node.callspec.id
     expected = _EXPECTATIONS.about("echo", transport, rdma=suite.rdma)
-    for test in map(_test, checks):
+    for test in map(_subtest, checks):
         judged = expected.judge(test)
-        report_part(request.node, f"echo[{variant}]", f"{test.name}[{variant}]", judged)
+        report_subtest(request.node, f"echo[{variant}]", f"{test.name}[{variant}]", judged)
     assert sum(verdict["counts"].values()) == len(checks)
     assert verdict["counts"]["passed"] > 0
     if transport is Transport.SMBDIRECT:
@@ -142,7 +142,6 @@ def test_nobody_listens(suite: Suite) -> None:
     assert f"port {port} over smbdirect: Connection refused" in done.stderr
 
 
-def _test(check: dict[str, Any]) -> TortureTest:
-    """A check as expectations know a test."""
-    said = {"passed": Said.SUCCESS, "failed": Said.FAILURE, "skipped": Said.SKIP}
-    return TortureTest(check["check"], said[check["outcome"]], check["seconds"], check["message"])
+def _subtest(check: dict[str, Any]) -> Subtest:
+    outcome = Outcome(check["outcome"])
+    return Subtest(check["check"], outcome, check["seconds"], check["message"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from smbdirect_testbed.config.ports import PORTS
 from smbdirect_testbed.config.spec import RdmaType, ServerKind, Transport
 from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.lib.errors import ProvisionError
@@ -20,7 +21,6 @@ from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.ksmbd import RDMA_PORTS, running_ksmbd
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.transports import PORTS
 
 pytestmark = pytest.mark.thorough
 

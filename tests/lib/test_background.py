@@ -1,4 +1,4 @@
-"""Contexts entered in the background: awaited, or left by nobody's coming."""
+"""Contexts entered in the background: used, or left without use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import ProvisionError
 
 
@@ -30,73 +30,73 @@ class _Context:
             self.log.append("left")
 
 
-def test_whoever_comes_gets_it_and_leaves_it() -> None:
+def test_a_user_gets_the_value_and_leaves_the_context() -> None:
     context = _Context()
-    with Early(context.entered()) as early:
+    with Background(context.entered()) as background:
         assert context.log == []
         context.go.set()
-        with early.come() as value:
+        with background.use() as value:
             assert value == "value"
             assert context.log == ["entered"]
         assert context.log == ["entered", "left"]
     assert context.log == ["entered", "left"]
 
 
-def test_it_is_left_when_nobody_comes() -> None:
+def test_it_is_left_without_use() -> None:
     context = _Context()
     context.go.set()
-    # Held here, so that it is not left for want of anyone who knows of it.
+    # Held here, so that it is not left because nothing refers to it.
     entered = context.entered()
-    with Early(entered):
+    with Background(entered):
         pass
     assert context.log == ["entered", "left"]
 
 
-def test_a_failure_is_told_to_whoever_comes() -> None:
+def test_a_failure_is_raised_in_the_user() -> None:
     context = _Context(ProvisionError("no"))
     context.go.set()
     with (
-        Early(context.entered()) as early,
+        Background(context.entered()) as background,
         pytest.raises(ProvisionError, match="no"),
-        early.come(),
+        background.use(),
     ):
         pytest.fail("it was not entered")
     assert context.log == []
 
 
-def test_a_failure_is_nothing_to_those_who_do_not_come() -> None:
+def test_a_failure_is_not_raised_without_a_user() -> None:
     context = _Context(ProvisionError("no"))
     context.go.set()
-    with Early(context.entered()):
+    with Background(context.entered()):
         pass
     assert context.log == []
 
 
-def test_what_several_ask_for_is_left_at_the_end() -> None:
+def test_a_value_with_several_users_is_left_at_the_end() -> None:
     context = _Context()
-    with Early(context.entered()) as early:
-        assert early.done() is None
+    with Background(context.entered()) as background:
+        assert background.done() is None
         context.go.set()
-        assert early.value() == early.value() == early.done() == "value"
+        assert background.value() == background.value() == background.done() == "value"
         assert context.log == ["entered"]
     assert context.log == ["entered", "left"]
 
 
-def test_its_failure_is_told_to_all_who_ask() -> None:
+def test_its_failure_is_raised_in_all_users() -> None:
     context = _Context(ProvisionError("no"))
     context.go.set()
-    with Early(context.entered()) as early:
+    with Background(context.entered()) as background:
         for _ in range(2):
             with pytest.raises(ProvisionError, match="no"):
-                early.value()
-        assert early.done() is None
+                background.value()
+        assert background.done() is None
 
 
-def test_one_that_waits_for_somebody() -> None:
+def test_one_that_waits_for_its_user() -> None:
     context = _Context()
     context.go.set()
-    with Early(context.entered(), at_once=False) as early:
+    with Background(context.entered(), at_once=False) as background:
         assert context.log == []
-        with early.come() as value:
+        with background.use() as value:
             assert value == "value"
         assert context.log == ["entered", "left"]

@@ -1,4 +1,4 @@
-"""Environments of several machines, for real: wires, and one machine that dies."""
+"""Environments of several machines, for real: links between machines, and one machine that dies."""
 
 from __future__ import annotations
 

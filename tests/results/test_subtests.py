@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,7 @@ from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import UsageError
 from smbdirect_testbed.results.knownfail import Expectations
 from smbdirect_testbed.results.results import Outcome
-from smbdirect_testbed.results.subtests import Outcome as Said
-from smbdirect_testbed.results.subtests import TortureTest
+from smbdirect_testbed.results.subtests import Subtest
 from smbdirect_testbed.results.subunit import parse
 
 SAMPLES = DATA / "smbtorture"
@@ -27,30 +27,30 @@ def sample(suite: str) -> bytes:
 @pytest.mark.parametrize(
     ("suite", "announced", "counts"),
     [
-        ("smb2.connect", None, {Said.SUCCESS: 1}),
-        ("smb2.read", 5, {Said.SUCCESS: 4, Said.SKIP: 1}),
-        ("smb2.rw", 4, {Said.SUCCESS: 3, Said.FAILURE: 1}),
-        ("smb2.lock", 26, {Said.SUCCESS: 22, Said.SKIP: 4}),
-        ("smb2.create", 18, {Said.SUCCESS: 13, Said.FAILURE: 4, Said.SKIP: 1}),
-        ("smb2.credits", 10, {Said.SUCCESS: 3, Said.FAILURE: 7}),
+        ("smb2.connect", None, {Outcome.PASSED: 1}),
+        ("smb2.read", 5, {Outcome.PASSED: 4, Outcome.SKIPPED: 1}),
+        ("smb2.rw", 4, {Outcome.PASSED: 3, Outcome.FAILED: 1}),
+        ("smb2.lock", 26, {Outcome.PASSED: 22, Outcome.SKIPPED: 4}),
+        ("smb2.create", 18, {Outcome.PASSED: 13, Outcome.FAILED: 4, Outcome.SKIPPED: 1}),
+        ("smb2.credits", 10, {Outcome.PASSED: 3, Outcome.FAILED: 7}),
     ],
 )
-def test_recorded_suites(suite: str, announced: int | None, counts: dict[Said, int]) -> None:
+def test_recorded_suites(suite: str, announced: int | None, counts: dict[Outcome, int]) -> None:
     output = parse(sample(suite), suite)
     assert output.announced == announced
     assert {o: sum(t.outcome is o for t in output.tests) for o in counts} == counts
     assert len(output.tests) == sum(counts.values())
-    assert output.problems(1 if Said.FAILURE in counts else 0) == []
+    assert output.problems(1 if Outcome.FAILED in counts else 0) == []
 
 
 def test_details_and_seconds() -> None:
     tests = {t.name: t for t in parse(sample("smb2.create"), "smb2.create").tests}
-    assert tests["quota-fake-file"].detail == (
+    assert tests["quota-fake-file"].message == (
         "source4/torture/smb2/create.c:3730: status was NT_STATUS_ACCESS_DENIED, "
         "expected NT_STATUS_OK: smb2_create failed"
     )
     assert 2 < tests["bench-path-contention-shared"].seconds < 3
-    assert tests["path-length"].detail.startswith("Interactive Test: Skipping")
+    assert tests["path-length"].message.startswith("Interactive Test: Skipping")
 
 
 @pytest.mark.parametrize("suite", ALL)
@@ -61,12 +61,12 @@ def test_a_stream_cut_off_anywhere_is_noticed(suite: str) -> None:
         output = parse(whole[:length], suite)
         assert output.unreadable == ""
         complete = len(output.tests) == len(full.tests)
-        lost = [t for t in output.tests if t.outcome is Said.ERROR]
+        lost = [t for t in output.tests if t.broken]
         if complete and not lost:
             continue
         if lost:
             assert lost == [output.tests[-1]]
-            assert "the results stop in this test" in lost[0].detail
+            assert "the results stop in this test" in lost[0].message
         elif full.announced or not output.tests:
             assert output.problems(0)
             assert output.problems(1)
@@ -117,31 +117,40 @@ transports = ["smbdirect"]
 def test_judging(tmp_path: Path) -> None:
     known = expectations(tmp_path, ENTRY.format("knownfail"))
     flapping = expectations(tmp_path, ENTRY.format("flapping"))
+    passed, failed, skipped = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED
 
     def judge(
-        which: Expectations, said: Said, name: str = "rw-none", over: str = "smbdirect"
-    ) -> str:
-        test = TortureTest(name, said, 0.1, "detail")
+        which: Expectations, outcome: Outcome, name: str = "rw-none", over: str = "smbdirect"
+    ) -> Outcome:
+        test = Subtest(name, outcome, 0.1, "detail")
         return which.about("smb2.lock", Transport(over)).judge(test).outcome
 
-    assert judge(known, Said.FAILURE) == Outcome.KNOWNFAIL
-    assert judge(known, Said.SUCCESS) == Outcome.FAILED
-    assert judge(known, Said.SKIP) == Outcome.SKIPPED
-    assert judge(known, Said.ERROR) == Outcome.FAILED
-    assert judge(known, Said.FAILURE, "async") == Outcome.KNOWNFAIL
-    assert judge(known, Said.FAILURE, "asynchronous") == Outcome.FAILED
-    assert judge(known, Said.FAILURE, over="tcp") == Outcome.FAILED
-    assert judge(known, Said.SUCCESS, over="tcp") == Outcome.PASSED
-    assert judge(flapping, Said.FAILURE) == Outcome.KNOWNFAIL
-    assert judge(flapping, Said.SUCCESS) == Outcome.PASSED
-    about = known.about("smb2.lock", Transport.SMBDIRECT)
-    message = about.judge(TortureTest("async", Said.FAILURE, 0.1, "detail")).message
-    assert message == "knownfail: because\ndetail"
+    assert judge(known, failed) is Outcome.KNOWNFAIL
+    assert judge(known, passed) is failed
+    assert judge(known, skipped) is skipped
+    assert judge(known, failed, "async") is Outcome.KNOWNFAIL
+    assert judge(known, failed, "asynchronous") is failed
+    assert judge(known, failed, over="tcp") is failed
+    assert judge(known, passed, over="tcp") is passed
+    assert judge(flapping, failed) is Outcome.KNOWNFAIL
+    assert judge(flapping, passed) is passed
+
+
+def test_what_a_judged_test_says(tmp_path: Path) -> None:
+    about = expectations(tmp_path, ENTRY.format("knownfail")).about(
+        "smb2.lock", Transport.SMBDIRECT
+    )
+    test = Subtest("async", Outcome.FAILED, 0.1, "detail")
+    assert about.judge(test).message == "knownfail: because\ndetail"
+    broken = replace(test, broken=True)
+    assert about.judge(broken) == broken
+    unexpected = about.judge(replace(test, name="other", message=""))
+    assert unexpected.message == "it failed without a message"
 
 
 def test_unmatched_entries(tmp_path: Path) -> None:
     known = expectations(tmp_path, ENTRY.format("knownfail"))
-    tests = [TortureTest("rw-none", Said.FAILURE, 0.1)]
+    tests = [Subtest("rw-none", Outcome.FAILED, 0.1)]
     assert known.about("smb2.lock", Transport.SMBDIRECT).unmatched(tests) == [
         "smb2.lock: no test is named async"
     ]

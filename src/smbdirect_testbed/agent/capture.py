@@ -19,7 +19,7 @@ from smbdirect_testbed.agent.commands import protect, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.namespaces import Namespaces
     from smbdirect_testbed.agent.requests import Counted
 
 _SNAP_LENGTH = 4400
@@ -45,11 +45,11 @@ _COUNTERS = "/sys/class/infiniband/{}/ports/1/hw_counters"
 class Wire:
     """Captures one host's links; captured anew only if the capture before has ended.
 
-    :param places: how the host's namespaces are entered
+    :param namespaces: how the host's namespaces are entered
     """
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
         self._tcpdump = 0
         self._said = -1
         self._pumping = _thread.allocate_lock()
@@ -82,7 +82,7 @@ class Wire:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             files = (null, its, self._said)
-            self._tcpdump = self._places.call(namespaces_of, partial(spawn, argv, files))
+            self._tcpdump = self._namespaces.call(namespaces_of, partial(spawn, argv, files))
         finally:
             os.close(null)
             os.close(its)
@@ -101,7 +101,7 @@ class Wire:
             the text of ``/proc/net/snmp``
         """
         self.require_capture()
-        snmp = self._places.call(namespaces_of, partial(_mark_and_count, label, addresses))
+        snmp = self._namespaces.call(namespaces_of, partial(_mark_and_count, label, addresses))
         return {"rdma": {n: c for n in rdma_links if (c := _port_counters(n))}, "snmp": snmp}
 
     def end_capture(self) -> str:

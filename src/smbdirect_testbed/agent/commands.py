@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.namespaces import Namespaces
 
     Answer = Callable[[int, dict[str, Any]], None]
     """Takes a request's number and the answer to it."""
@@ -63,9 +63,9 @@ class _Running:
 class Commands:
     """Starts commands, and tells how they ended."""
 
-    def __init__(self, answer: Answer, places: Places) -> None:
+    def __init__(self, answer: Answer, namespaces: Namespaces) -> None:
         self._answer = answer
-        self._places = places
+        self._namespaces = namespaces
         self._running: dict[int, _Running] = {}
 
     def start(
@@ -86,12 +86,12 @@ class Commands:
         :returns: a descriptor that is readable when the command has ended; None if it has already
         """
         if namespaces_of:
-            self._places.enter(namespaces_of)
+            self._namespaces.enter(namespaces_of)
         stdin = _input(input)
         out, err = os.memfd_create("out"), os.memfd_create("err")
         try:
             files = (stdin, out, err)
-            pid = self._places.call(namespaces_of, partial(spawn, argv, files, _tag(number)))
+            pid = self._namespaces.call(namespaces_of, partial(spawn, argv, files, _tag(number)))
         except OSError as e:
             # The statuses and words of a shell.
             missing = isinstance(e, FileNotFoundError)
@@ -133,17 +133,17 @@ class Commands:
 class Call:
     """A short command that was started.
 
-    :param place: the process whose namespaces it runs in; 0 for this one's
+    :param namespaces_of: the process whose namespaces it runs in; 0 for this one's
     :raises OSError: it cannot be started
     """
 
-    def __init__(self, argv: list[str], places: Places, place: int) -> None:
+    def __init__(self, argv: list[str], namespaces: Namespaces, namespaces_of: int) -> None:
         self._argv = argv
         self._said = os.memfd_create("said")
         stdin = _input(None)
         try:
             files = (stdin, self._said, self._said)
-            self._pid = places.call(place, partial(spawn, argv, files))
+            self._pid = namespaces.call(namespaces_of, partial(spawn, argv, files))
         finally:
             os.close(stdin)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.namespaces import Namespaces
     from smbdirect_testbed.agent.requests import Link, LinkEnd, RdmaLink
 
     K = TypeVar("K")
@@ -37,11 +37,11 @@ _RDMA = "/sys/class/infiniband"
 class Hosts:
     """What was made, so that it can be unmade in the opposite order.
 
-    :param places: how the hosts' namespaces are entered
+    :param namespaces: how the hosts' namespaces are entered
     """
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
         # As long as some socket wants them, the kernel stamps packets. Otherwise each ping and
         # tcpdump has it patch that in and out of its code, and of that an emulated machine with
         # two processors may die: "Oops: int3" in __netif_receive_skb_core.
@@ -123,7 +123,9 @@ class Hosts:
         made in the same namespace.
         """
         of_stacks = _grouped([(self.holders[link["host"]], link) for link in links])
-        self._places.call_all({p: partial(self._add_rdma_links, of_stacks[p]) for p in of_stacks})
+        self._namespaces.call_all(
+            {p: partial(self._add_rdma_links, of_stacks[p]) for p in of_stacks}
+        )
         for link in links:
             name, port = link["name"], f"{_RDMA}/{link['name']}/ports/1"
             kernel.wait(partial(_active, port), f"RDMA link {name} to be active")
@@ -152,7 +154,7 @@ class Hosts:
             host, device = self.interfaces.pop()
             if self._in_stack(host, partial(os.path.exists, f"{_INTERFACES}/{device}")):
                 self._in_stack(host, partial(rtnetlink.remove, device))
-        self._places.leave()
+        self._namespaces.leave()
         for pid in self.holders.values():
             if pid:
                 os.kill(pid, signal.SIGKILL)
@@ -165,7 +167,7 @@ class Hosts:
         what += ["loss", f"{loss}%"] if loss else []
         if what:
             tc = ["tc", "qdisc", "add", "dev", end["device"], "root", "netem", *what]
-            call = Call([*tc, "limit", "100000"], self._places, self.holders[end["host"]])
+            call = Call([*tc, "limit", "100000"], self._namespaces, self.holders[end["host"]])
             if problem := call.finish():
                 raise OSError(f"on host {end['host']}: {problem}")
 
@@ -179,7 +181,7 @@ class Hosts:
         )
 
     def _in_stack(self, host: str, do: Callable[[], T]) -> T:
-        return self._places.call(self.holders[host], do)
+        return self._namespaces.call(self.holders[host], do)
 
 
 class _Doing:

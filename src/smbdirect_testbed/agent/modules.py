@@ -10,15 +10,15 @@ from smbdirect_testbed.agent.commands import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smbdirect_testbed.agent.namespaces import Places
+    from smbdirect_testbed.agent.namespaces import Namespaces
 
 
 def load(
-    places: Places, needed: list[str], offered: str, directory: str, ours: list[str]
+    namespaces: Namespaces, needed: list[str], offered: str, directory: str, ours: list[str]
 ) -> dict[str, str]:
     """Load modules, unless they are loaded; return the notes with the build ids of ours.
 
-    :param places: for starting programs
+    :param namespaces: for starting programs
     :param needed: names of the kernel's own modules; with what these depend on
     :param offered: a directory with the driver
     :param directory: gets a copy of that, unless it is there
@@ -32,7 +32,7 @@ def load(
         if all(file.endswith(".ko") for file in files):
             for file in files:
                 _load(file)
-        elif problem := Call(["modprobe", "--all", *needed], places, 0).finish():
+        elif problem := Call(["modprobe", "--all", *needed], namespaces, 0).finish():
             # Compressed, as some distributions have them.
             raise OSError(problem)
         for name in ours:

@@ -27,7 +27,7 @@ _NAMESPACES = (
 )
 
 
-class Places:
+class Namespaces:
     """A thread for each process whose namespaces were asked for.
 
     They keep these namespaces alive.

@@ -16,7 +16,7 @@ from smbdirect_testbed.agent.cheap_imports import partial
 from smbdirect_testbed.agent.clone import Template
 from smbdirect_testbed.agent.commands import PATH, Commands
 from smbdirect_testbed.agent.hosts import Hosts
-from smbdirect_testbed.agent.namespaces import Places
+from smbdirect_testbed.agent.namespaces import Namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,20 +32,22 @@ class Agent:
     """Answers requests; what was made stays when there are no more."""
 
     def __init__(self, requests: int, answers: int) -> None:
-        self._places = Places()
+        self._namespaces = Namespaces()
         self._requests = requests
         self._answers = answers
-        self._commands = Commands(lambda number, answer: self._say(number, ok=answer), self._places)
+        self._commands = Commands(
+            lambda number, answer: self._say(number, ok=answer), self._namespaces
+        )
         self._made: dict[str, Any] = {}
         """What was made, by the request that had it made: asked for once more, it is there."""
         self._writing = _thread.allocate_lock()
         self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
-        self._hosts = Hosts(self._places)
+        self._hosts = Hosts(self._namespaces)
         self._template = Template()
-        wire = Wire(self._places)
+        wire = Wire(self._namespaces)
         hosts = self._hosts
         self._independent: dict[str, Callable[..., Any]] = {
-            "load_modules": partial(modules.load, self._places),
+            "load_modules": partial(modules.load, self._namespaces),
             "start_capture": wire.start_capture,
         }
         """Done at the same time as everything else, with which it has nothing to do."""

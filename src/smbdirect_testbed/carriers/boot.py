@@ -36,9 +36,9 @@ def wait_until_ready(machine: Machine, *, timeout: float) -> None:
     :param timeout: seconds
     :raises BootFailed: it died, its kernel failed, or it took too long
     """
-    watch = _Watch(machine)
+    readiness = _Readiness(machine)
     try:
-        wait_until(watch.is_ready, "the machine to be ready", timeout=timeout, interval=0.02)
+        wait_until(readiness.is_ready, "the machine to be ready", timeout=timeout, interval=0.02)
     except BootFailed:
         raise
     except ProvisionError as e:
@@ -51,12 +51,12 @@ def wait_until_answering(machine: Machine, agent: AgentClient, *, timeout: float
     :param timeout: seconds
     :raises BootFailed: it died, its kernel failed, or it took too long
     """
-    watch = _Watch(machine)
-    if not agent.wait_ready(watch.look, timeout=timeout, interval=0.05):
+    readiness = _Readiness(machine)
+    if not agent.wait_ready(readiness.look, timeout=timeout, interval=0.05):
         raise _late(machine, timeout)
 
 
-class _Watch:
+class _Readiness:
     """A look at how far a machine has booted."""
 
     def __init__(self, machine: Machine) -> None:

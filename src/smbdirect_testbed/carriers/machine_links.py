@@ -1,8 +1,8 @@
-"""Wires between machines: Ethernet over Unix sockets, one frame a message.
+"""Machine links: Ethernet between machines over Unix sockets, one frame a message.
 
-A wire is a pair of connected sockets that have no name. Both machines get theirs when they are
-started, in any order; what one sends is kept until the other takes it. When one of them ends, what
-the other sends is lost, and nothing is left to clean up.
+A machine link is a pair of connected sockets without names. Each machine gets its end when it is
+started. The order does not matter: frames wait until the other machine reads them. When a machine
+has ended, frames sent to it are lost. Nothing is left to clean up.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _BUFFER = 4 << 20
 
 
 @dataclass(frozen=True)
-class WireEnd:
-    """A machine's end of a wire.
+class MachineLinkEnd:
+    """A machine's end of a machine link.
 
     :param mac: the address of the machine's interface
     :param mtu: bytes
     :param descriptor: the socket, open as long as the machines are being started
-    :param far: the other end's. Who keeps it, too, does not notice that the other machine has
-        ended: what it sends is not refused then.
+    :param far: the socket of the other end. A machine that holds both ends does not notice the end
+        of the other machine: its own frames are not refused.
     """
 
     mac: str
@@ -37,8 +37,8 @@ class WireEnd:
 
 
 @contextmanager
-def dead_ends(ends: Iterable[WireEnd]) -> Iterator[tuple[WireEnd, ...]]:
-    """The same ends, of wires that lead nowhere: for the template of a machine with such ends."""
+def dead_ends(ends: Iterable[MachineLinkEnd]) -> Iterator[tuple[MachineLinkEnd, ...]]:
+    """Ends like these whose links lead nowhere: for the template of a machine with such ends."""
     with ExitStack() as stack:
         dead = []
         for end in ends:
@@ -50,24 +50,26 @@ def dead_ends(ends: Iterable[WireEnd]) -> Iterator[tuple[WireEnd, ...]]:
 
 
 @contextmanager
-def wires_between_machines(spec: EnvironmentSpec) -> Iterator[Mapping[str, tuple[WireEnd, ...]]]:
-    """The ends of all wires that a spec's links need, by the machine's name."""
-    ends: dict[str, list[WireEnd]] = {name: [] for name in spec.machines}
+def links_between_machines(
+    spec: EnvironmentSpec,
+) -> Iterator[Mapping[str, tuple[MachineLinkEnd, ...]]]:
+    """The ends of all machine links that a spec needs, by the machine's name."""
+    ends: dict[str, list[MachineLinkEnd]] = {name: [] for name in spec.machines}
     with ExitStack() as stack:
         for number, link in enumerate(spec.links):
             if not spec.crosses(link):
                 continue
-            pair = [stack.enter_context(wire) for wire in _pair()]
-            near, far = (wire.fileno() for wire in pair)
+            pair = [stack.enter_context(link) for link in _pair()]
+            near, far = (link.fileno() for link in pair)
             for host, end in planned_link(number, link).items():
-                ends[spec.host(host).machine].append(WireEnd(end.mac, link.mtu, near, far))
+                ends[spec.host(host).machine].append(MachineLinkEnd(end.mac, link.mtu, near, far))
                 near, far = far, near
         yield {name: tuple(of_machine) for name, of_machine in ends.items()}
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Datagrams have no end, which the other machine would read for ever. The queue of a pair is as
-    # long as its buffer; only of other sockets eleven datagrams are kept.
+    # Datagram sockets have no end of file, which the other machine would read for ever. The queue
+    # of a pair is limited by its buffer; that of a named socket is limited to eleven datagrams.
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)

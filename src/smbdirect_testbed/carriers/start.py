@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from smbdirect_testbed.carriers.machine_files import find_strays
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.uml.provide import attach_uml, destroy_uml, uml_machine
 from smbdirect_testbed.carriers.vm.provide import (
     attach_vm,
@@ -40,7 +40,7 @@ def started_machine(
     *,
     keep: bool,
     plan: TemplatePlan | None,
-    wires: tuple[WireEnd, ...] = (),
+    links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[Machine]:
     """A machine that takes commands: on the kernel that is given for it, else virtual.
 
@@ -62,12 +62,12 @@ def started_machine(
             yield local
     elif kernel:
         with uml_machine(
-            name, image, kernel, spec.machine, directory, progress, keep=keep, wires=wires
+            name, image, kernel, spec.machine, directory, progress, keep=keep, links=links
         ) as uml:
             yield uml
     else:
         with vm_machine(
-            name, image, spec.machine, directory, progress, keep=keep, plan=plan, wires=wires
+            name, image, spec.machine, directory, progress, keep=keep, plan=plan, links=links
         ) as vm:
             yield vm
 

@@ -157,7 +157,7 @@ class LinkEnd:
 
 @dataclass(frozen=True, config=_STRICT)
 class LinkSpec:
-    """A wire between two hosts.
+    """A connection between two hosts, as Ethernet has it.
 
     :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
     :param neighbours: set permanent neighbour entries; without them a first RDMA connection can

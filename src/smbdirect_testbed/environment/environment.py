@@ -11,7 +11,7 @@ from smbdirect_testbed.config.spec import EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.running import RunningKernel
 from smbdirect_testbed.kernel.uml import UmlKernel
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.machine.kernel_log import KernelLog
@@ -31,7 +31,7 @@ class Environment:
     :param kernel: the machines' kernel, if it is not the image's own
     :param machines: by name, and so are the drivers and the kernel logs that they have
     :param directory: the instance's state directory
-    :param early_servers: those that run from the start, as soon as they do
+    :param starting: the servers that run from the start; each starts in the background
     """
 
     spec: EnvironmentSpec
@@ -42,7 +42,7 @@ class Environment:
     hosts: Mapping[str, Host]
     kernel_logs: Mapping[str, KernelLog]
     directory: Path
-    early_servers: dict[ServerKind, Early[Smbd]] = field(default_factory=dict)
+    starting: dict[ServerKind, Background[Smbd]] = field(default_factory=dict)
 
     @property
     def machine(self) -> Machine:
@@ -100,17 +100,17 @@ class Environment:
 
         :raises ProvisionError: it did not start, with the end of its log
         """
-        early = self.early_servers.get(kind)
-        return early.value() if early else None
+        starting = self.starting.get(kind)
+        return starting.value() if starting else None
 
     def wait_for_servers(self) -> None:
         """Wait until all servers from the start run; raises as :meth:`server` does."""
-        for kind in self.early_servers:
+        for kind in self.starting:
             self.server(kind)
 
     def servers(self) -> list[SmbServer]:
         """The servers from the start that run by now."""
-        return [server for early in self.early_servers.values() if (server := early.done())]
+        return [server for s in self.starting.values() if (server := s.done())]
 
     def facts(self) -> dict[str, str]:
         """What the results say of the environment: what ran on what."""

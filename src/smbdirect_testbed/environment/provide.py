@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from smbdirect_testbed.carriers.machine_links import wires_between_machines
+from smbdirect_testbed.carriers.machine_links import links_between_machines
 from smbdirect_testbed.carriers.start import machine_directory, started_machine
 from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec, ServerKind, Transport
 from smbdirect_testbed.environment.environment import Environment, Kernel
@@ -20,7 +20,7 @@ from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.prebuild import made_ahead
 from smbdirect_testbed.kernel.running import RunningKernel
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.simultaneous import enter_together
 from smbdirect_testbed.machine.host import Host
@@ -99,7 +99,7 @@ def provide(
         for server in smbds:
             host = hosts[server.host]
             starting = _started_smbd(host, samba[host.machine.name], server.transports, progress)
-            environment.early_servers[server.kind] = stack.enter_context(Early(starting))
+            environment.starting[server.kind] = stack.enter_context(Background(starting))
         if capture:
             capture.result()
         if not watched:
@@ -179,7 +179,7 @@ def provide_parts(
 def started_machines(
     spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
 ) -> Iterator[StartedMachines]:
-    """The machines that a spec names, with the wires between them.
+    """The machines that a spec names, with the links between them.
 
     :param directory: the instance's state directory
     :raises UsageError: the spec asks for something that is not there
@@ -188,7 +188,7 @@ def started_machines(
     image, kernel, built = provide_parts(spec, progress)
     each = {name: progress.beside() for name in spec.machines}
     with ExitStack() as stack:
-        with wires_between_machines(spec) as wires:
+        with links_between_machines(spec) as links:
             contexts = {
                 name: started_machine(
                     name,
@@ -200,7 +200,7 @@ def started_machines(
                     of_machine,
                     keep=keep,
                     plan=None if kernel else template_plan(spec, name, built),
-                    wires=wires[name],
+                    links=links[name],
                 )
                 for name, of_machine in each.items()
             }

@@ -1,4 +1,4 @@
-"""Entering a context in the background, before anybody needs it."""
+"""Entering a context in the background, before its value is needed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from smbdirect_testbed.lib.simultaneous import Entering
 T = TypeVar("T")
 
 
-class Early(Generic[T]):
-    """Enters a context in a thread; whoever comes for it waits for that.
+class Background(Generic[T]):
+    """Enters a context in a thread; a caller that needs its value waits for the thread.
 
-    A context manager itself: at its end the other context has been left, whether anybody came.
-    Who is interrupted while he waits interrupts the thread.
+    It is a context manager itself. At its end the other context has been left, used or not.
+    An interrupt of the waiting caller is passed on to the thread::
 
-    :param at_once: if not, the context is entered when somebody comes for it
+        with Background(provided(spec)) as background:
+            prepare_something_else()
+            with background.use() as environment:
+                run(environment)
+
+    :param at_once: if false, the context is entered when its value is first needed
     """
 
     def __init__(self, context: AbstractContextManager[T], *, at_once: bool = True) -> None:
@@ -56,7 +61,7 @@ class Early(Generic[T]):
         return self._entering.outcome()
 
     @contextmanager
-    def come(self) -> Iterator[T]:
+    def use(self) -> Iterator[T]:
         """The context's value; the context is left at the end of this one.
 
         :raises BaseException: what entering the context raised

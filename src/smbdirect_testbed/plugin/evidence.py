@@ -1,4 +1,4 @@
-"""Watching the machine and the wire while scenarios run."""
+"""Evidence of what happened in a scenario: kernel log, capture, counters, logs of servers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Border:
     wire: Moment | None
 
 
-class Watch:
+class Evidence:
     """The kernel log and the wire, divided at the borders between scenarios.
 
     :param directory: the run's results directory

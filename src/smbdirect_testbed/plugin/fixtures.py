@@ -64,7 +64,7 @@ class Fixtures:
     @pytest.fixture
     def wire(self) -> Wire:
         """What goes over the wire during this scenario: ``wire.expect(Transport.SMBDIRECT)``."""
-        if wire := self._run.watch.wire():
+        if wire := self._run.evidence.wire():
             return wire
         raise ProvisionError("nothing is captured: no client with a link, or the capture was lost")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import Splat, find_splats
-from smbdirect_testbed.plugin.evidence import Watch, log_name
+from smbdirect_testbed.plugin.evidence import Evidence, log_name
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
@@ -30,7 +30,7 @@ class ProvidedEnvironment:
     """
 
     environment: Environment
-    watch: Watch
+    evidence: Evidence
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class ProvidedEnvironment:
         with ExitStack() as stack:
             self.environment = stack.enter_context(self._provide())
             with self._progress.phase("watch", "watching kernel log and wire"):
-                watch = Watch(self.environment, self._results, self._notes)
-                self.watch = stack.enter_context(watch)
-                splats = self.watch.border("provided", directory)
+                evidence = Evidence(self.environment, self._results, self._notes)
+                self.evidence = stack.enter_context(evidence)
+                splats = self.evidence.border("provided", directory)
             self._stack = stack.pop_all()
             return splats
 
@@ -70,10 +70,10 @@ class ProvidedEnvironment:
         :raises TestbedError: something could not be undone
         """
         stack, self._stack = self._stack, ExitStack()
-        if not hasattr(self, "watch"):
+        if not hasattr(self, "evidence"):
             return []
         machines = self.environment.machines
-        marks = self.watch.last_marks
+        marks = self.evidence.last_marks
         late: list[Splat] = []
         # The directory with the consoles goes with the environment, but not what is open.
         with ExitStack() as consoles:

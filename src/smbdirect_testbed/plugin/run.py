@@ -274,7 +274,7 @@ class RunPlugin:
         if "first_scenario_s" not in self._progress.timings:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._touched, self._parts = False, []
-        self._context.watch.begin()
+        self._context.evidence.begin()
         done = yield
         recorder = self._context.recorder
         if (directory := self._context.scenario_directory(item.nodeid)).is_dir():
@@ -324,20 +324,21 @@ class RunPlugin:
 
     def _look(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Fail a scenario for what the kernel says or for the machine's death."""
-        directory, watch = self._context.scenario_directory(item.nodeid), self._context.watch
+        directory = self._context.scenario_directory(item.nodeid)
+        evidence = self._context.evidence
         was_broken = self._state is State.BROKEN
         if report.when == "teardown":
-            splats = watch.border(f"end of {item.nodeid}", directory)
+            splats = evidence.border(f"end of {item.nodeid}", directory)
         elif report.when == "call" or report.failed:
-            splats = watch.glance()
+            splats = evidence.glance()
         else:
             return
         untrusted = suspicious(splats)
         splats, not_made = known_splats.expect(item, report, splats)
-        death = watch.death()
+        death = evidence.death()
         if report.when == "teardown":
             if death and not was_broken:
-                splats += watch.last_words(directory)
+                splats += evidence.last_words(directory)
             if directory.is_dir():
                 report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         self._fail(report, splats, not_made, death, was_broken=was_broken)

@@ -11,7 +11,7 @@ from smbdirect_testbed.results.results import RunResults
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
-    from smbdirect_testbed.plugin.evidence import Watch
+    from smbdirect_testbed.plugin.evidence import Evidence
     from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 
 
@@ -33,10 +33,10 @@ class RunContext:
         return self.up.environment
 
     @property
-    def watch(self) -> Watch:
-        """What watches the machine and the wire, while scenarios run."""
+    def evidence(self) -> Evidence:
+        """The evidence of what happens while scenarios run."""
         assert self.up
-        return self.up.watch
+        return self.up.evidence
 
     @property
     def notes(self) -> list[str]:

@@ -11,9 +11,9 @@ import pytest
 
 from smbdirect_testbed.config.spec import Transport
 from smbdirect_testbed.lib.errors import CommandFailed
-from smbdirect_testbed.plugin.subtests import report_part
+from smbdirect_testbed.plugin.subtests import report_subtest
 from smbdirect_testbed.results.knownfail import Expectations
-from smbdirect_testbed.results.subtests import TortureTest, name_within
+from smbdirect_testbed.results.subtests import Subtest, name_within
 
 if TYPE_CHECKING:
     from smbdirect_testbed.machine.host import Host
@@ -80,7 +80,7 @@ class Torture:
         )
         apart = [n for n in named if expected.entry(name_within(suite, n))]
         others = [n for n in named if n not in apart]
-        ran: list[TortureTest] = []
+        ran: list[Subtest] = []
         if others:
             ran += self._run(suite, transport, others, expected, timeout)
         if apart:
@@ -97,7 +97,7 @@ class Torture:
         tests: list[str],
         expected: Expectations,
         timeout: float,
-    ) -> Sequence[TortureTest]:
+    ) -> Sequence[Subtest]:
         """Run tests of a suite, by their full names, and report each; see :meth:`run`."""
         command = self._command(transport, tests)
         try:
@@ -117,7 +117,7 @@ class Torture:
         for test in output.tests:
             judged = expected.judge(test)
             name = f"{suite}::{judged.name}[{transport}]"
-            report_part(self._item, f"{suite}[{transport}]", name, judged)
+            report_subtest(self._item, f"{suite}[{transport}]", name, judged)
         if status is None:
             raise TortureFailed(f"smbtorture {suite} did not end in {timeout:g} s")
         if problems := output.problems(status):

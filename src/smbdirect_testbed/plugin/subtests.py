@@ -1,4 +1,4 @@
-"""Parts of a scenario, such as smbtorture's tests, that are results of their own."""
+"""Tests within a scenario, such as smbtorture's, as results of their own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import time
 
 import pytest
 
-from smbdirect_testbed.results.knownfail import Judgement
 from smbdirect_testbed.results.results import Outcome
+from smbdirect_testbed.results.subtests import Subtest
 
 
-def report_part(item: pytest.Item, suite: str, name: str, judged: Judgement) -> None:
-    """Put a part of a scenario through pytest's reporting, as if it had been collected.
+def report_subtest(item: pytest.Item, suite: str, name: str, judged: Subtest) -> None:
+    """Put a test within a scenario through pytest's reporting, as if pytest had collected it::
+
+        report_subtest(request.node, "echo[tcp]", "echo_empty[tcp]", expectations.judge(subtest))
 
     :param item: the scenario that ran it
-    :param suite: what it is one of, for the results
-    :param name: of the part, after the file's
+    :param suite: the suite that it counts for in the results
+    :param name: its name in the results, after the file's
     """
     file = item.nodeid.partition("::")[0]
     id, location = f"{file}::{name}", (file, None, name)
@@ -32,7 +34,7 @@ def report_part(item: pytest.Item, suite: str, name: str, judged: Judgement) -> 
     hook.pytest_runtest_logfinish(nodeid=id, location=location)
 
 
-def _say(report: pytest.TestReport, judged: Judgement) -> None:
+def _say(report: pytest.TestReport, judged: Subtest) -> None:
     report.duration = judged.seconds
     match judged.outcome:
         case Outcome.FAILED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,8 +21,7 @@ from pydantic.dataclasses import dataclass as validated
 from smbdirect_testbed.config.spec import RdmaType, Transport
 from smbdirect_testbed.lib.errors import UsageError
 from smbdirect_testbed.results.results import Outcome
-from smbdirect_testbed.results.subtests import Outcome as Said
-from smbdirect_testbed.results.subtests import TortureTest
+from smbdirect_testbed.results.subtests import Subtest
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -65,21 +64,11 @@ _ENTRIES = TypeAdapter(dict[str, list[Expectation]])
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A test's outcome in the light of what was expected.
-
-    :param message: why, when it is not simply passed
-    """
-
-    name: str
-    outcome: Outcome
-    seconds: float
-    message: str = ""
-
-
-@dataclass(frozen=True)
 class Expectations:
-    """The entries of a data file.
+    """The entries of a data file::
+
+        expected = Expectations.load(path).about("smb2.lock", Transport.SMBDIRECT)
+        judged = expected.judge(Subtest("rw-none", Outcome.FAILED, seconds=0.1))
 
     :param path: the file, for messages
     """
@@ -114,7 +103,7 @@ class Expectations:
     def about(
         self, suite: str, transport: Transport, *, rdma: RdmaType | None = None
     ) -> Expectations:
-        """Those about a suite over a transport.
+        """The expectations about a suite over a transport.
 
         :param rdma: the type of the RDMA link between client and server
         """
@@ -122,35 +111,30 @@ class Expectations:
         return Expectations(self.path, entries)
 
     def entry(self, test: str) -> Expectation | None:
-        """The first that is about a test, by its name."""
+        """The first entry about a test, by the test's name."""
         for entry in self.entries:
             if any(fnmatchcase(test, pattern) for pattern in entry.tests):
                 return entry
         return None
 
-    def judge(self, test: TortureTest) -> Judgement:
-        """Compare a test with what is expected of it."""
+    def judge(self, test: Subtest) -> Subtest:
+        """The test with the outcome that it has in the light of what is expected of it."""
         entry = self.entry(test.name)
-        outcome, message = self._outcome(entry, test)
-        return Judgement(test.name, outcome, test.seconds, message)
+        if test.outcome is Outcome.PASSED and entry and entry.level is Level.KNOWNFAIL:
+            message = (
+                f"passed, but {self.path.name} says that it fails: {entry.reason}\n"
+                f"Remove it from {self.path}."
+            )
+            return replace(test, outcome=Outcome.FAILED, message=message)
+        if test.outcome is not Outcome.FAILED:
+            return test
+        # A test that broke is not an expected failure: smbtorture crashed, or could not begin.
+        if entry and not test.broken:
+            message = f"{entry.level}: {entry.reason}\n{test.message}".rstrip()
+            return replace(test, outcome=Outcome.KNOWNFAIL, message=message)
+        return replace(test, message=test.message or "it failed without a message")
 
-    def _outcome(self, entry: Expectation | None, test: TortureTest) -> tuple[Outcome, str]:
-        match test.outcome:
-            case Said.SKIP:
-                return Outcome.SKIPPED, test.detail
-            case Said.SUCCESS:
-                if entry and entry.level is Level.KNOWNFAIL:
-                    return Outcome.FAILED, (
-                        f"passed, but {self.path.name} says that it fails: {entry.reason}\n"
-                        f"Remove it from {self.path}."
-                    )
-                return Outcome.PASSED, ""
-            case Said.FAILURE if entry:
-                return Outcome.KNOWNFAIL, f"{entry.level}: {entry.reason}\n{test.detail}".rstrip()
-        # An error is no expected failure: smbtorture crashed, or could not even begin.
-        return Outcome.FAILED, test.detail or f"smbtorture says {test.outcome} and nothing else"
-
-    def unmatched(self, tests: Sequence[TortureTest]) -> list[str]:
+    def unmatched(self, tests: Sequence[Subtest]) -> list[str]:
         """The patterns that match none of the tests of a full run."""
         return [
             f"{entry.suite}: no test is named {pattern}"

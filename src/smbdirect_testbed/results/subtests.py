@@ -1,31 +1,29 @@
-"""What smbtorture says of the tests of a suite."""
+"""Tests within a scenario, and what smbtorture says of those of a suite."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Outcome(StrEnum):
-    """What smbtorture says of a test."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    ERROR = "error"
-    SKIP = "skip"
+from smbdirect_testbed.results.results import Outcome
 
 
 @dataclass(frozen=True)
-class TortureTest:
-    """One test of a suite.
+class Subtest:
+    """A test within a scenario: one of smbtorture's, or a check of the echo suite::
 
-    :param detail: what smbtorture says about a failure or a skip
+        Subtest("rw1", Outcome.PASSED, seconds=0.2)
+        Subtest("rw2", Outcome.FAILED, seconds=0.1, message="rw.c:12: expected NT_STATUS_OK")
+
+    :param name: within its suite
+    :param message: why it failed or was skipped
+    :param broken: it failed before it had a result. Such a failure is never an expected one.
     """
 
     name: str
     outcome: Outcome
     seconds: float
-    detail: str = ""
+    message: str = ""
+    broken: bool = False
 
 
 def name_within(suite: str, full: str) -> str:
@@ -38,13 +36,13 @@ def name_within(suite: str, full: str) -> str:
 
 @dataclass(frozen=True)
 class TortureOutput:
-    """A parsed run of a suite.
+    """A parsed run of a suite of smbtorture.
 
     :param announced: how many tests smbtorture said it would run; None if it did not say
     :param unreadable: a line that is not subunit, if there is one
     """
 
-    tests: tuple[TortureTest, ...]
+    tests: tuple[Subtest, ...]
     announced: int | None
     unreadable: str = ""
 
@@ -62,7 +60,7 @@ class TortureOutput:
             found.append(
                 f"the results are truncated: {len(self.tests)} of {self.announced} tests reported"
             )
-        failed = any(t.outcome in (Outcome.FAILURE, Outcome.ERROR) for t in self.tests)
+        failed = any(t.outcome is Outcome.FAILED for t in self.tests)
         if status < 0 or status > 1:
             found.append(f"smbtorture ended with status {status}{_signal(status)}")
         elif status == 1 and self.tests and not failed:

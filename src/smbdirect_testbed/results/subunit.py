@@ -1,6 +1,6 @@
 """smbtorture's output, which is a stream of subunit.
 
-Apart from what it says, since the library takes long to import.
+This is a module of its own because the library takes long to import.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 import subunit
 import testtools
 
-from smbdirect_testbed.results.subtests import Outcome, TortureOutput, TortureTest, name_within
+from smbdirect_testbed.results.results import Outcome
+from smbdirect_testbed.results.subtests import Subtest, TortureOutput, name_within
 
-_LONGEST_DETAIL = 16384
+_LONGEST_MESSAGE = 16384
 
 
 def parse(stream: bytes, suite: str) -> TortureOutput:
@@ -31,19 +32,19 @@ def parse(stream: bytes, suite: str) -> TortureOutput:
             break  # cut off
         try:
             server.lineReceived(line)
-        except ValueError:  # a time or number that is none, text that is not UTF-8
+        except ValueError:  # a malformed time or number, or text that is not UTF-8
             unreadable = unreadable or line[:200].decode(errors="replace").rstrip()
     server.lostConnection()
     return TortureOutput(tuple(result.tests), result.announced, unreadable)
 
 
 class _Collector(testtools.TestResult):
-    """Gathers what subunit's parser reports."""
+    """Collects what subunit's parser reports."""
 
     def __init__(self, suite: str) -> None:
         super().__init__()
         self._suite = suite
-        self.tests: list[TortureTest] = []
+        self.tests: list[Subtest] = []
         self.announced: int | None = None
         self._clock: datetime | None = None
         self._begun: datetime | None = None
@@ -61,34 +62,37 @@ class _Collector(testtools.TestResult):
         self._begun = self._clock
 
     def addSuccess(self, test: Any, details: Any = None) -> None:
-        self._add(test, Outcome.SUCCESS, details)
+        self._add(test, Outcome.PASSED, details)
 
     def addUnexpectedSuccess(self, test: Any, details: Any = None) -> None:
-        self._add(test, Outcome.SUCCESS, details)
+        self._add(test, Outcome.PASSED, details)
 
     def addFailure(self, test: Any, err: Any = None, details: Any = None) -> None:
-        self._add(test, Outcome.FAILURE, details)
+        self._add(test, Outcome.FAILED, details)
 
     def addExpectedFailure(self, test: Any, err: Any = None, details: Any = None) -> None:
-        self._add(test, Outcome.FAILURE, details)
+        self._add(test, Outcome.FAILED, details)
 
     def addError(self, test: Any, err: Any = None, details: Any = None) -> None:
         lost = details is None
         self._add(
             test,
-            Outcome.ERROR,
+            Outcome.FAILED,
             details,
             "the results stop in this test: smbtorture crashed or was stopped" if lost else "",
+            broken=True,
         )
 
     def addSkip(self, test: Any, reason: Any = None, details: Any = None) -> None:
-        self._add(test, Outcome.SKIP, details, str(reason or ""))
+        self._add(test, Outcome.SKIPPED, details, str(reason or ""))
 
-    def _add(self, test: Any, outcome: Outcome, details: Any, text: str = "") -> None:
+    def _add(
+        self, test: Any, outcome: Outcome, details: Any, text: str = "", *, broken: bool = False
+    ) -> None:
         seconds = 0.0
         if self._begun and self._clock:
             seconds = (self._clock - self._begun).total_seconds()
         said = [c.as_text().strip() for c in (details or {}).values()]
-        detail = "\n".join([*said, text] if text else said)[:_LONGEST_DETAIL]
+        message = "\n".join([*said, text] if text else said)[:_LONGEST_MESSAGE]
         name = name_within(self._suite, test.id())
-        self.tests.append(TortureTest(name, outcome, seconds, detail))
+        self.tests.append(Subtest(name, outcome, seconds, message, broken))

@@ -21,7 +21,7 @@ from smbdirect_testbed.kernel import driver_source, uml
 from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
 from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watched_directories
 from smbdirect_testbed.lib import cache, paths
-from smbdirect_testbed.lib.background import Early
+from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.results.results import RunResults, new_run_id
@@ -156,8 +156,8 @@ def run_scenarios(
 
         # After a scenario that broke its machines there is another.
         names = (f"{name}-{number}" for number in itertools.count(2))
-        with Early(environment(name), at_once=at_once) as early:
-            following = itertools.chain([early.come()], (environment(n) for n in names))
+        with Background(environment(name), at_once=at_once) as background:
+            following = itertools.chain([background.use()], (environment(n) for n in names))
             # While this is imported and looks for scenarios, a machine can boot.
             from smbdirect_testbed.plugin import RunPlugin
 

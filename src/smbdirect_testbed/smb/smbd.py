@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from smbdirect_testbed.config.ports import PORTS
 from smbdirect_testbed.config.spec import ServerKind, Transport
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.lib import cache
@@ -16,7 +17,7 @@ from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine.machine import Machine
 from smbdirect_testbed.smb.config import smbd_config, smbpasswd_line
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.transports import PORTS, SambaTransports, samba_transports
+from smbdirect_testbed.smb.transports import SambaTransports, samba_transports
 
 _SHARE = PurePosixPath("/srv/share")
 _READY_TIMEOUT = 60

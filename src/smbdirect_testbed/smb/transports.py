@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from smbdirect_testbed.config.ports import PORTS
 from smbdirect_testbed.config.spec import Transport
 from smbdirect_testbed.machine.machine import Machine
-
-PORTS = {Transport.TCP: 445, Transport.NBT: 139, Transport.SMBDIRECT: 5445}
-"""Where a server listens; 5445 is SMB-Direct's own port (MS-SMBD 2.1)."""
 
 
 @dataclass(frozen=True)

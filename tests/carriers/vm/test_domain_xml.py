@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.lib.errors import UsageError
 
@@ -107,8 +107,11 @@ def _values(domain: Domain) -> list[str]:
 
 
 def test_each_wire_is_an_interface_on_a_hub_of_its_own(domain: Domain) -> None:
-    ends = (WireEnd("02:00:00:00:00:01", 9000, 7, 9), WireEnd("02:00:00:00:00:02", 1500, 8, 10))
-    values = _values(replace(domain, wires=ends))
+    ends = (
+        MachineLinkEnd("02:00:00:00:00:01", 9000, 7, 9),
+        MachineLinkEnd("02:00:00:00:00:02", 1500, 8, 10),
+    )
+    values = _values(replace(domain, links=ends))
     assert [v for v in values if v.startswith("hubport,")] == [
         "hubport,id=port1,hubid=1",
         "hubport,id=port2,hubid=2",
@@ -121,7 +124,7 @@ def test_each_wire_is_an_interface_on_a_hub_of_its_own(domain: Domain) -> None:
 
 
 def test_the_number_of_wires_has_a_limit_that_is_told(domain: Domain) -> None:
-    ends = tuple(WireEnd(f"02:00:00:00:00:{n:02x}", 1500, n, 99) for n in range(13))
-    assert sum("netdev=port" in v for v in _values(replace(domain, wires=ends[:12]))) == 12
+    ends = tuple(MachineLinkEnd(f"02:00:00:00:00:{n:02x}", 1500, n, 99) for n in range(13))
+    assert sum("netdev=port" in v for v in _values(replace(domain, links=ends[:12]))) == 12
     with pytest.raises(UsageError, match=r"^machine m has 13 links to other machines"):
-        replace(domain, wires=ends).xml()
+        replace(domain, links=ends).xml()

@@ -17,7 +17,7 @@ from smbdirect_testbed.carriers.vm import template as templates
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.carriers.vm.machine import VmMachine
 from smbdirect_testbed.carriers.vm.sparse_copy import checksum, copy_sparse
-from smbdirect_testbed.carriers.vm.start import CloneFailed, Plan
+from smbdirect_testbed.carriers.vm.start import CloneFailed, MachineParts
 from smbdirect_testbed.carriers.vm.template import TemplateBroken, TemplatePlan
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.environment import housekeeping
@@ -206,7 +206,7 @@ def test_what_cannot_be_cloned_is_booted_and_says_why(
 ) -> None:
     booted: list[VmRecord] = []
 
-    def boot(record: VmRecord, plan: Plan, state: VmState, **_: object) -> VmMachine:
+    def boot(record: VmRecord, parts: MachineParts, state: VmState, **_: object) -> VmMachine:
         booted.append(record)
         return VmMachine(state, record, None)
 

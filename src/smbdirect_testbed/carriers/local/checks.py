@@ -14,12 +14,12 @@ import psutil
 
 from smbdirect_testbed.carriers.local.modules import DRIVER, NEEDED, RDMA
 from smbdirect_testbed.carriers.local.provide import raise_if_up
+from smbdirect_testbed.config.ports import PORTS
 from smbdirect_testbed.config.spec import DriverOrigin, EnvironmentSpec, ServerKind, Stack
 from smbdirect_testbed.kernel.running import LoadedModule, RunningKernel, loaded_modules
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.host import HostEnd
 from smbdirect_testbed.machine.topology import planned_link
-from smbdirect_testbed.smb.transports import PORTS
 
 Network = IPv4Network | IPv6Network
 

@@ -28,7 +28,7 @@ from smbdirect_testbed.carriers.boot import (
 )
 from smbdirect_testbed.carriers.console import last_lines
 from smbdirect_testbed.carriers.machine_files import VmState
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.machine_process import (
     Identity,
     QemuProcess,
@@ -140,7 +140,7 @@ def uml_machine(
     progress: Progress,
     *,
     keep: bool = False,
-    wires: tuple[WireEnd, ...] = (),
+    links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[UmlMachine]:
     """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
 
@@ -149,7 +149,7 @@ def uml_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_uml` and :func:`destroy_uml`
-    :param wires: to other machines
+    :param links: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -157,7 +157,7 @@ def uml_machine(
     destroy_uml(state.directory)
     kept = False
     try:
-        machine = _provide(name, _Plan(image, kernel, spec, wires), state, progress)
+        machine = _provide(name, _MachineParts(image, kernel, spec, links), state, progress)
         try:
             yield machine
         finally:
@@ -198,27 +198,27 @@ def destroy_uml(directory: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _MachineParts:
     """What a machine is made of."""
 
     image: Image
     kernel: UmlKernel
     spec: MachineSpec
-    wires: tuple[WireEnd, ...]
+    links: tuple[MachineLinkEnd, ...]
 
 
-def _provide(name: str, plan: _Plan, state: UmlState, progress: Progress) -> UmlMachine:
-    text = f"starting machine {name} (User Mode Linux {plan.kernel.release})"
+def _provide(name: str, parts: _MachineParts, state: UmlState, progress: Progress) -> UmlMachine:
+    text = f"starting machine {name} (User Mode Linux {parts.kernel.release})"
     with progress.phase("machine", text), disk_full_reported(state.directory):
         return boot_twice(
-            lambda failures: _boot(UmlRecord(name, uuid4(), failures), plan, state),
+            lambda failures: _boot(UmlRecord(name, uuid4(), failures), parts, state),
             lambda: destroy_uml(state.directory),
             state.console,
             progress,
         )
 
 
-def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
+def _boot(record: UmlRecord, parts: _MachineParts, state: UmlState) -> UmlMachine:
     state.make()
     state.uml.mkdir(exist_ok=True)
     state.write_uml_record(record)
@@ -229,15 +229,17 @@ def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
         partial(make_keys, state.ssh, state.shared),
         partial(make_scratch_disk, state.scratch),
         partial(offer_agent, state.shared, _AGENT_PORT),
-        partial(shutil.copytree, plan.kernel.modules, state.shared / "modules", dirs_exist_ok=True),
+        partial(
+            shutil.copytree, parts.kernel.modules, state.shared / "modules", dirs_exist_ok=True
+        ),
     )
     ours, its = socket.socketpair()
     with its:
-        _start(record, plan, state, its.fileno(), ours.fileno())
+        _start(record, parts, state, its.fileno(), ours.fileno())
     machine = UmlMachine(state, record, open_process(_identity(state, record)))
     try:
         agent = machine.hold_agent(AgentSocket(ours), started=False)
-        machine.channel.configure(_forward(slirp, plan.spec.ssh_port))
+        machine.channel.configure(_forward(slirp, parts.spec.ssh_port))
         wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
         machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
     except BaseException:
@@ -246,15 +248,15 @@ def _boot(record: UmlRecord, plan: _Plan, state: UmlState) -> UmlMachine:
     return machine
 
 
-def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[str]:
+def _argv(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int) -> list[str]:
     """The command that is the machine.
 
     :param agent: the descriptor that is its serial port for the agent
     """
-    spec = plan.spec
+    spec = parts.spec
     paths = {
-        "linux": plan.kernel.binary,
-        "root": plan.image.root,
+        "linux": parts.kernel.binary,
+        "root": parts.image.root,
         "scratch": state.scratch,
         "shared": state.shared,
     }
@@ -277,8 +279,8 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
         f"init={INIT}",
         f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
         *(
-            f"vec{number}:transport=fd,fd={wire.descriptor},mac={wire.mac},mtu={wire.mtu}"
-            for number, wire in enumerate(plan.wires, 1)
+            f"vec{number}:transport=fd,fd={link.descriptor},mac={link.mac},mtu={link.mtu}"
+            for number, link in enumerate(parts.links, 1)
         ),
         "con0=null,fd:1",
         "con=null",
@@ -295,7 +297,7 @@ def _argv(record: UmlRecord, plan: _Plan, state: UmlState, agent: int) -> list[s
     ]
 
 
-def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: int) -> None:
+def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int, ours: int) -> None:
     """Start the machine.
 
     :param agent: its descriptor for the agent
@@ -305,17 +307,17 @@ def _start(record: UmlRecord, plan: _Plan, state: UmlState, agent: int, ours: in
     """
     with state.console.open("ab") as console:
         subprocess.Popen(
-            _argv(record, plan, state, agent),
+            _argv(record, parts, state, agent),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            env={**os.environ, "TMPDIR": str(_memory_place(plan.spec.memory, state))},
+            env={**os.environ, "TMPDIR": str(_memory_place(parts.spec.memory, state))},
             start_new_session=True,
             # The far ends, too: what another machine's end refuses would make this one stand still.
             pass_fds=[
                 agent,
                 ours,
-                *(fd for wire in plan.wires for fd in (wire.descriptor, wire.far)),
+                *(fd for link in parts.links for fd in (link.descriptor, link.far)),
             ],
         )
 

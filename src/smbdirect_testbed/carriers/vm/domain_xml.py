@@ -12,15 +12,15 @@ from pathlib import Path
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.lib.errors import UsageError
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU_NAMESPACE)
 
 _SSH_SLOT = 0x10
-"""On the PCI bus; libvirt takes low ones, and wires follow."""
-_MOST_WIRES = 12
+"""On the PCI bus; libvirt takes low ones, and links follow."""
+_MOST_LINKS = 12
 """The chipset has the last slots itself."""
 
 SHARE_TAG = "testbed"
@@ -73,7 +73,7 @@ class Domain:
     :param ssh_port: the loopback port that leads to the guest's port 22
     :param mac: of the interface that ssh comes by
     :param agent: the Unix socket that leads to the second serial port
-    :param wires: each is an interface on a hub, which is plugged together with the socket later
+    :param links: each is an interface on a hub, which is plugged together with the socket later
     :param ram: None for memory that is no file
     :param incoming: do not boot, but wait for the state of another machine
     """
@@ -94,7 +94,7 @@ class Domain:
     ssh_port: int
     mac: str
     agent: Path
-    wires: tuple[WireEnd, ...] = ()
+    links: tuple[MachineLinkEnd, ...] = ()
     ram: RamFile | None = None
     incoming: bool = False
 
@@ -170,18 +170,18 @@ class Domain:
         )
 
     def _wire_arguments(self) -> Iterator[str]:
-        if len(self.wires) > _MOST_WIRES:
+        if len(self.links) > _MOST_LINKS:
             raise UsageError(
-                f"machine {self.name} has {len(self.wires)} links to other machines: a virtual"
-                f" machine has place for {_MOST_WIRES}"
+                f"machine {self.name} has {len(self.links)} links to other machines: a virtual"
+                f" machine has place for {_MOST_LINKS}"
             )
-        for number, wire in enumerate(self.wires, 1):
+        for number, link in enumerate(self.links, 1):
             yield "-netdev"
             yield f"hubport,id=port{number},hubid={number}"
             yield "-device"
             # Behind the interface for ssh, which has to be the first.
             yield (
-                f"virtio-net-pci,netdev=port{number},mac={wire.mac},host_mtu={wire.mtu}"
+                f"virtio-net-pci,netdev=port{number},mac={link.mac},host_mtu={link.mtu}"
                 f",bus=pcie.0,addr={_SSH_SLOT + number:#x}"
             )
 

@@ -1,7 +1,7 @@
 """The process that :mod:`.libvirt_embed` runs: opens libvirt, does one thing to a domain, leaves.
 
-Usage: ROOT UUID start STATE [WIRE...] (the domain's XML on standard input; an empty STATE boots it;
-wires are inherited sockets), or ROOT UUID save STATE.
+Usage: ROOT UUID start STATE [LINK...] (the domain's XML on standard input; an empty STATE boots it;
+links are inherited sockets), or ROOT UUID save STATE.
 
 The state of a machine is QEMU's migration stream. It goes through a Unix socket below the root:
 QEMU is confined by libvirt and may not run programs. Memory that is a shared file is left out of
@@ -51,7 +51,7 @@ def _become_reaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _work(root: str, uuid: str, do: str, state: str, *wires: str) -> int:
+def _work(root: str, uuid: str, do: str, state: str, *links: str) -> int:
     """Work on a domain; returns an exit status."""
     import libvirt
 
@@ -64,8 +64,8 @@ def _work(root: str, uuid: str, do: str, state: str, *wires: str) -> int:
             _save(connection.lookupByUUIDString(uuid), Path(root), Path(state))
         else:
             domain = connection.createXML(sys.stdin.read(), libvirt.VIR_DOMAIN_START_PAUSED)
-            for number, wire in enumerate(wires, 1):
-                _plug(domain, number, int(wire))
+            for number, link in enumerate(links, 1):
+                _plug(domain, number, int(link))
             if state:
                 _load(domain, Path(root), Path(state))
             domain.resume()
@@ -75,13 +75,13 @@ def _work(root: str, uuid: str, do: str, state: str, *wires: str) -> int:
     return 0
 
 
-def _plug(domain: Any, number: int, wire: int) -> None:
+def _plug(domain: Any, number: int, link: int) -> None:
     """Connect the hub of that number, on which a network interface is, with a socket.
 
     QEMU's command line could name the socket only if QEMU inherited it, which libvirt prevents.
     """
-    name = f"wire{number}"
-    _ask(domain, "getfd", [wire], fdname=name)
+    name = f"link{number}"
+    _ask(domain, "getfd", [link], fdname=name)
     _ask(domain, "netdev_add", type="dgram", id=name, local={"type": "fd", "str": name})
     _ask(domain, "netdev_add", type="hubport", id=f"{name}-hub", hubid=number, netdev=name)
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import BootFailed, boot_twice
 from smbdirect_testbed.carriers.machine_files import VmRecord, VmState, find_strays
-from smbdirect_testbed.carriers.machine_links import WireEnd, dead_ends
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd, dead_ends
 from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
 from smbdirect_testbed.carriers.vm import kvm_probe
 from smbdirect_testbed.carriers.vm import template as templates
@@ -24,7 +24,7 @@ from smbdirect_testbed.carriers.vm.start import (
     BOOT_TIMEOUT,
     KERNEL_OPTIONS,
     CloneFailed,
-    Plan,
+    MachineParts,
     boot,
     clone,
 )
@@ -62,7 +62,7 @@ def vm_machine(
     *,
     keep: bool = False,
     plan: TemplatePlan | None = None,
-    wires: tuple[WireEnd, ...] = (),
+    links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[VmMachine]:
     """A virtual machine that has booted ``image`` and takes commands.
 
@@ -74,7 +74,7 @@ def vm_machine(
     :param directory: of this machine alone; what an earlier machine left there is removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_vm` and :func:`destroy_vm`
-    :param wires: to other machines
+    :param links: to other machines
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the port asked for is in use, or something on this computer is missing
     """
@@ -82,7 +82,9 @@ def vm_machine(
     destroy_vm(name, directory)
     kept = False
     try:
-        machine = _provide(name, Plan(image, spec, wires), VmState(directory), progress, plan)
+        machine = _provide(
+            name, MachineParts(image, spec, links), VmState(directory), progress, plan
+        )
         try:
             yield machine
         finally:
@@ -142,44 +144,44 @@ def destroy_vm_strays() -> list[Path]:
 
 
 def _provide(
-    name: str, what: Plan, state: VmState, progress: Progress, plan: TemplatePlan | None
+    name: str, parts: MachineParts, state: VmState, progress: Progress, plan: TemplatePlan | None
 ) -> VmMachine:
     verdict = kvm_probe.probe()
     accelerator = Accelerator.KVM if verdict.works else Accelerator.TCG
-    record = VmRecord(name, uuid4(), accelerator, verdict.reason, what.spec.ssh_port)
+    record = VmRecord(name, uuid4(), accelerator, verdict.reason, parts.spec.ssh_port)
     how = "with KVM" if verdict.works else f"without KVM: {verdict.reason}"
     if plan:
         try:
-            return _provide_clone(record, what, state, progress, plan, how)
+            return _provide_clone(record, parts, state, progress, plan, how)
         except (ProvisionError, OSError) as e:
             why = e.message if isinstance(e, ProvisionError) else str(e)
             progress.say(f"the machine cannot be a clone: {why}; booting it instead")
             destroy_vm(name, state.directory)
             record = replace(record, clone_failure=why, uuid=uuid4())
     with progress.phase("machine", f"starting machine {name} ({how})"):
-        return _boot(record, what, state, progress)
+        return _boot(record, parts, state, progress)
 
 
 def _provide_clone(
     record: VmRecord,
-    what: Plan,
+    parts: MachineParts,
     state: VmState,
     progress: Progress,
     plan: TemplatePlan,
     how: str,
 ) -> VmMachine:
-    digest = templates.key(plan, what.image, what.spec, record.accelerator, KERNEL_OPTIONS)
+    digest = templates.key(plan, parts.image, parts.spec, record.accelerator, KERNEL_OPTIONS)
 
     def make(directory: Path) -> None:
         with progress.phase("template", f"making a template for machine {record.name} ({how})"):
-            _make_template(digest, record, what, state, progress, plan, directory)
+            _make_template(digest, record, parts, state, progress, plan, directory)
 
     template = templates.provide(digest, make, progress)
     record = replace(record, boot_failures=template.boot_failures)
     with progress.phase("machine", f"starting machine {record.name} as a clone ({how})"):
         try:
             with disk_full_reported(state.directory):
-                return clone(record, what, template, state)
+                return clone(record, parts, template, state)
         except CloneFailed:
             template.discard(progress)
             raise
@@ -188,14 +190,14 @@ def _provide_clone(
 def _make_template(
     digest: str,
     record: VmRecord,
-    what: Plan,
+    parts: MachineParts,
     state: VmState,
     progress: Progress,
     plan: TemplatePlan,
     directory: Path,
 ) -> None:
     """Boot a machine, prepare it, and save it in a directory."""
-    spec = replace(what.spec, ssh_port=0)
+    spec = replace(parts.spec, ssh_port=0)
     cache.require_space(directory, _GIB + spec.memory / 1024, "a template")
     # All of it is reserved: a machine that finds no space for its memory dies without a word.
     ram = directory / "ram.new"
@@ -204,9 +206,9 @@ def _make_template(
     original = VmState(state.directory / _TEMPLATE)
     try:
         record = replace(record, name=_TEMPLATE)
-        with dead_ends(what.wires) as wires:
-            parts = Plan(what.image, spec, wires)
-            machine = _boot(record, parts, original, progress, RamFile(ram, True))
+        with dead_ends(parts.links) as links:
+            unlinked = MachineParts(parts.image, spec, links)
+            machine = _boot(record, unlinked, original, progress, RamFile(ram, True))
         try:
             prepared = plan.prepare(machine)
             machine.channel.close()
@@ -226,12 +228,16 @@ def _make_template(
 
 
 def _boot(
-    record: VmRecord, what: Plan, state: VmState, progress: Progress, ram: RamFile | None = None
+    record: VmRecord,
+    parts: MachineParts,
+    state: VmState,
+    progress: Progress,
+    ram: RamFile | None = None,
 ) -> VmMachine:
     def attempt(failures: tuple[str, ...]) -> VmMachine:
         failures = (*record.boot_failures, *failures)
         again = replace(record, boot_failures=failures, uuid=uuid4())
-        return boot(again, what, state, ram=ram)
+        return boot(again, parts, state, ram=ram)
 
     with disk_full_reported(state.directory):
         return boot_twice(

@@ -21,7 +21,7 @@ from smbdirect_testbed.carriers.boot import (
     wait_until_ready,
 )
 from smbdirect_testbed.carriers.machine_files import Start, VmRecord, VmState
-from smbdirect_testbed.carriers.machine_links import WireEnd
+from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.machine_process import Identity, open_process
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.vm.libvirt_embed import StartFailed, start_domain
@@ -47,19 +47,21 @@ _AGENT_PORT = "/dev/ttyS1"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MachineParts:
     """What a machine is to be started from."""
 
     image: Image
     spec: MachineSpec
-    wires: tuple[WireEnd, ...] = ()
+    links: tuple[MachineLinkEnd, ...] = ()
 
 
 class CloneFailed(ProvisionError):
     """A machine did not start from a template, and it may be the template's fault."""
 
 
-def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = None) -> VmMachine:
+def boot(
+    record: VmRecord, parts: MachineParts, state: VmState, *, ram: RamFile | None = None
+) -> VmMachine:
     """Boot a machine.
 
     :param ram: the file that is to be its memory; None for memory that is no file
@@ -72,7 +74,7 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
         partial(make_scratch_disk, state.scratch),
         partial(offer_agent, state.shared, _AGENT_PORT),
     )
-    record = _start(record, plan, state, ram, None)
+    record = _start(record, parts, state, ram, None)
     with _watched(record, state) as machine:
         # From the start: what the agent says with nobody there to read it is lost.
         try:
@@ -86,7 +88,7 @@ def boot(record: VmRecord, plan: Plan, state: VmState, *, ram: RamFile | None = 
     return machine
 
 
-def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> VmMachine:
+def clone(record: VmRecord, parts: MachineParts, template: Template, state: VmState) -> VmMachine:
     """Start a machine as a copy of a template.
 
     Its clock, random numbers, host key and MAC become its own before anyone else can reach it.
@@ -101,7 +103,7 @@ def clone(record: VmRecord, plan: Plan, template: Template, state: VmState) -> V
     try:
         with ThreadPoolExecutor() as pool:
             keys = pool.submit(make_keys, state.ssh, state.shared)
-            record = _start(record, plan, state, ram, template.state)
+            record = _start(record, parts, state, ram, template.state)
             keys.result()
     except StartFailed as e:
         raise CloneFailed(e.message, hint=e.hint, detail=e.detail) from e
@@ -141,7 +143,11 @@ def _watched(record: VmRecord, state: VmState) -> Iterator[VmMachine]:
 
 
 def _start(
-    record: VmRecord, plan: Plan, state: VmState, ram: RamFile | None, incoming: Path | None
+    record: VmRecord,
+    parts: MachineParts,
+    state: VmState,
+    ram: RamFile | None,
+    incoming: Path | None,
 ) -> VmRecord:
     """Start QEMU; returns the record with what is known from then on.
 
@@ -149,18 +155,18 @@ def _start(
     """
     record = replace(record, mac=_mac(record.uuid))
     for _ in range(_PORT_ATTEMPTS):
-        record = replace(record, ssh_port=claim_port(plan.spec.ssh_port))
+        record = replace(record, ssh_port=claim_port(parts.spec.ssh_port))
         state.write_record(record)
         domain = Domain(
             name=record.name,
             uuid=record.uuid,
             accelerator=record.accelerator,
-            cpus=plan.spec.cpus,
-            memory=plan.spec.memory,
-            kernel=plan.image.kernel,
-            initramfs=plan.image.initramfs,
-            kernel_options=(*KERNEL_OPTIONS, *plan.spec.kernel_options),
-            root=plan.image.root,
+            cpus=parts.spec.cpus,
+            memory=parts.spec.memory,
+            kernel=parts.image.kernel,
+            initramfs=parts.image.initramfs,
+            kernel_options=(*KERNEL_OPTIONS, *parts.spec.kernel_options),
+            root=parts.image.root,
             scratch=state.scratch,
             shared=state.shared,
             share_mode=_share_mode(state.shared),
@@ -168,7 +174,7 @@ def _start(
             ssh_port=record.ssh_port,
             mac=record.mac,
             agent=state.agent,
-            wires=plan.wires,
+            links=parts.links,
             ram=ram,
             incoming=incoming is not None,
         )
@@ -179,7 +185,7 @@ def _start(
                 record.uuid,
                 paths.cache() / "libvirt",
                 state=incoming,
-                wires=[wire.descriptor for wire in plan.wires],
+                wires=[link.descriptor for link in parts.links],
             )
         except StartFailed as e:
             # Someone took the port between our look at it and QEMU's.
