@@ -28,6 +28,9 @@ class FakeMachine(Machine):
     def death(self) -> str | None:
         return self.died
 
+    def condemn(self, reason: str) -> None:
+        self.died = reason
+
     def run(
         self,
         command: Sequence[str],

@@ -165,6 +165,7 @@ class Run:
                 death=machine.death,
                 facts=lambda: {"environment": "fake", "samba": "4.24"},
             )
+            environment.condemn = machine.condemn
             environment.check = lambda: _check(environment)
             yield environment
         finally:

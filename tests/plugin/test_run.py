@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -348,6 +349,29 @@ def test_a_kernel_that_cannot_be_trusted_is_replaced(run: Run) -> None:
     assert run.main() is ExitStatus.FAILED
     assert [s["outcome"] for s in run.json()["scenarios"]] == ["failed", "passed"]
     assert run.times_provided == 2
+
+
+def test_a_scenario_that_stands_still(run: Run) -> None:
+    run.write(
+        """
+        import pytest, time
+
+        @pytest.mark.deadline(0.5)
+        def test_hangs(environment):
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                environment.machine.raise_if_dead()
+                time.sleep(0.01)
+
+        def test_next(environment): pass
+        """
+    )
+    begun = time.monotonic()
+    assert run.main() is ExitStatus.FAILED
+    assert time.monotonic() - begun < 15
+    assert [s["outcome"] for s in run.json()["scenarios"]] == ["failed", "passed"]
+    assert run.scenario("test_hangs")["message"].startswith("it did not end in")
+    assert (run.results / "scenarios/test_it.test_hangs/hang.log").exists()
 
 
 def test_only_early_scenarios_begin_while_servers_start(run: Run) -> None:

@@ -21,7 +21,8 @@ import pytest
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import CommandFailed, UsageError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.plugin.shard import Share, remember_seconds
+from smbdirect_testbed.plugin.shard import Share
+from smbdirect_testbed.plugin.usual_seconds import remember_seconds
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
 from smbdirect_testbed.run.shards import run_in_parts
 
@@ -57,8 +58,8 @@ def test_a_small_file_stays_whole_and_a_large_one_is_divided() -> None:
 
 
 def test_known_seconds_make_shares_even() -> None:
-    remember_seconds([ScenarioResult("a.py::a0", Outcome.PASSED, 100.0)])
-    with_long = [_names(Share(n, 2).pick(ITEMS)) for n in range(2)]
+    remember_seconds("uml", [ScenarioResult("a.py::a0", Outcome.PASSED, 100.0)])
+    with_long = [_names(Share(n, 2, "uml").pick(ITEMS)) for n in range(2)]
     (long,) = [share for share in with_long if "a.py::a0" in share]
     assert not any(name.startswith("b.py") for name in long)
 
@@ -66,8 +67,8 @@ def test_known_seconds_make_shares_even() -> None:
 def test_runs_that_end_at_the_same_moment() -> None:
     result = ScenarioResult("a.py::a0", Outcome.PASSED, 100.0)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(remember_seconds, [[result]] * 200)) == [None] * 200
-    assert [file.name for file in paths.cache().iterdir()] == ["seconds.json"]
+        assert list(pool.map(remember_seconds, ["uml"] * 200, [[result]] * 200)) == [None] * 200
+    assert [file.name for file in paths.cache().iterdir()] == ["seconds-uml.json"]
 
 
 def _part(outcome: Outcome, verdict: Verdict) -> Callable[[Share, Path], RunResults]:

@@ -73,12 +73,21 @@ class SshMachine(Machine):
         """
 
     @abstractmethod
+    def _kill(self) -> None:
+        """Kill the machine's process; nothing happens when it has ended."""
+
+    @abstractmethod
     def _last_words(self) -> str:
         """Why the machine's process has ended, when its kernel did not say."""
 
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
         self._open_channel()
         return self.channel.argv(command, tty=tty)
+
+    def condemn(self, reason: str) -> None:
+        if self._death is None:
+            self._death = reason
+        self._kill()
 
     def death(self) -> str | None:
         if self._death is None:

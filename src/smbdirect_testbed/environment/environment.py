@@ -66,6 +66,11 @@ class Environment:
                 return reason if len(self.machines) == 1 else f"machine {name}: {reason}"
         return None
 
+    def condemn(self, reason: str) -> None:
+        """Declare all machines dead and kill them; see :meth:`Machine.condemn`."""
+        for machine in self.machines.values():
+            machine.condemn(reason)
+
     def check(self) -> None:
         """Look whether the machines answer, the driver is loaded and the servers run.
 

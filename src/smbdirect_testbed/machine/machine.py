@@ -51,6 +51,13 @@ class Machine(ABC):
         """Why the machine no longer runs (the panic's line, if any); None while it does."""
 
     @abstractmethod
+    def condemn(self, reason: str) -> None:
+        """Declare it dead and kill it: it hangs, or there is no time to end it in good order.
+
+        Everybody who waits for it learns of its death soon.
+        """
+
+    @abstractmethod
     def run(
         self,
         command: Sequence[str],

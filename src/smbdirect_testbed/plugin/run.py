@@ -22,15 +22,18 @@ from smbdirect_testbed.machine.kernel_log import Splat
 from smbdirect_testbed.plugin import known_splats, markers
 from smbdirect_testbed.plugin.breakage import Breakage, suspicious, unfit
 from smbdirect_testbed.plugin.collection import Collection
+from smbdirect_testbed.plugin.deadline import Deadlines, Watchdog
 from smbdirect_testbed.plugin.evidence import describe, describe_death
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
+from smbdirect_testbed.plugin.hang import investigate, summary
 from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.pytest_args import pytest_arguments
 from smbdirect_testbed.plugin.recorder import not_run_reason
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
+from smbdirect_testbed.plugin.usual_seconds import usual_seconds
 from smbdirect_testbed.results import results, terminal
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
 
@@ -95,6 +98,9 @@ class RunPlugin:
         """What :meth:`main` is to raise: wrong usage, or an error of the testbed."""
         self._why_not_run = "the run stopped before"
         self._touched = False
+        self._deadlines = Deadlines({})
+        self._watchdog = Watchdog(self._late)
+        self._hung: dict[str, str] = {}
         self._parts: list[ScenarioResult] = []
 
     def main(
@@ -157,9 +163,13 @@ class RunPlugin:
         try:
             self.results.directory.mkdir(parents=True, exist_ok=True)
             self._set_up()
-            self._run_items(session)
+            with self._watchdog:
+                self._run_items(session)
             self._tear_down()
         except KeyboardInterrupt:
+            # There is no time to end machines in good order.
+            if self._context.up and not self._keep:
+                self._context.environment.condemn("interrupted")
             self._end(Verdict.INTERRUPTED, "interrupted", "interrupted")
         except Exception as e:
             self._error = e
@@ -219,6 +229,7 @@ class RunPlugin:
         self._state = State.UP
         if not again:
             self.results.facts = up.environment.facts()
+            self._deadlines = Deadlines(usual_seconds(up.environment.spec.carrier))
         if splats:
             self._report(id, "call", describe(splats))
 
@@ -275,7 +286,11 @@ class RunPlugin:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._touched, self._parts = False, []
         self._context.evidence.begin()
-        done = yield
+        self._watchdog.begin(item.nodeid, self._deadlines.of(item))
+        try:
+            done = yield
+        finally:
+            self._watchdog.end()
         recorder = self._context.recorder
         if (directory := self._context.scenario_directory(item.nodeid)).is_dir():
             for id in (item.nodeid, *(part.id for part in self._parts)):
@@ -288,6 +303,21 @@ class RunPlugin:
         self._judge_fitness(result)
         return done
 
+    def _late(self, id: str, seconds: float) -> None:
+        """Called in another thread: a scenario did not end in time."""
+        up = self._context.up
+        if up is None:
+            return
+        environment = up.environment
+        found = investigate(environment.machines.values(), environment.hosts.values())
+        directory = self._context.scenario_directory(id)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "hang.log").write_text(found)
+        lines = [f"it did not end in {seconds:.0f} s", *summary(found), "hang.log has all of it"]
+        self._hung[id] = "\n".join(lines)
+        # Everybody who waits for the machine is told that it died, the scenario as well.
+        environment.condemn(lines[0])
+
     def _judge_fitness(self, result: ScenarioResult) -> None:
         """After a scenario: may the next one use the same machines?"""
         failed = self._state is State.UP and result.outcome is Outcome.FAILED
@@ -295,6 +325,8 @@ class RunPlugin:
             self._break(result.id, why)
         if self._state is State.UP and self._touched:
             self._breakage.spared()
+        if result.outcome is Outcome.PASSED:
+            self._deadlines.took(result.id, result.seconds)
 
     def _break(self, id: str, what: str) -> None:
         if self._state is State.UP:
@@ -341,7 +373,10 @@ class RunPlugin:
                 splats += evidence.last_words(directory)
             if directory.is_dir():
                 report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
-        self._fail(report, splats, not_made, death, was_broken=was_broken)
+        if death and not was_broken and (hung := self._hung.get(item.nodeid)):
+            fail(report, f"{hung}\n\n{describe(splats)}".rstrip())
+        else:
+            self._fail(report, splats, not_made, death, was_broken=was_broken)
         if why := death or untrusted:
             self._break(item.nodeid, why)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.lib import paths
-from smbdirect_testbed.results.results import ScenarioResult
+from smbdirect_testbed.plugin.usual_seconds import usual_seconds
 
 _UNKNOWN_SECONDS = 2.0
 _UNKNOWN_SUITE_SECONDS = 10.0
@@ -25,14 +22,16 @@ class Share:
 
     :param number: from 0
     :param of: how many there are
+    :param kind: what scenarios took their usual time in; see :func:`usual_seconds`
     """
 
     number: int
     of: int
+    kind: str = ""
 
     def pick(self, items: Sequence[pytest.Item]) -> list[pytest.Item]:
         """The scenarios of this share, in their order; each is in exactly one share."""
-        seconds = _known_seconds()
+        seconds = usual_seconds(self.kind)
         weight = {item.nodeid: _weight(item, seconds) for item in items}
         files: dict[Path, list[pytest.Item]] = {}
         for item in items:
@@ -53,28 +52,6 @@ class Share:
         return [item for item in items if item.nodeid in mine]
 
 
-def remember_seconds(scenarios: Sequence[ScenarioResult]) -> None:
-    """Keep how long scenarios took, for even shares next time."""
-    known = {**_known_seconds(), **{s.id: round(s.seconds, 1) for s in scenarios if not s.suite}}
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    # Other runs may end at the same moment; one of them has the last word.
-    with tempfile.NamedTemporaryFile("w", dir=_file().parent, prefix=".", delete=False) as new:
-        new.write(json.dumps(known, indent=1))
-    Path(new.name).replace(_file())
-
-
-def _known_seconds() -> dict[str, float]:
-    try:
-        known = json.loads(_file().read_text())
-        return {str(id): float(seconds) for id, seconds in known.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
 def _weight(item: pytest.Item, seconds: Mapping[str, float]) -> float:
     suite = "torture" in getattr(item, "fixturenames", ())
     return seconds.get(item.nodeid, _UNKNOWN_SUITE_SECONDS if suite else _UNKNOWN_SECONDS)
-
-
-def _file() -> Path:
-    return paths.cache() / "seconds.json"

@@ -183,7 +183,7 @@ def run_scenarios(
     # Once for all; what fails here fails again in each, which then tells it.
     with contextlib.suppress(TestbedError):
         provide_parts(spec, progress)
-    return run_in_parts(part, jobs, directory, progress).verdict.exit_status
+    return run_in_parts(part, jobs, directory, progress, kind=spec.carrier).verdict.exit_status
 
 
 def _is_soon(spec: EnvironmentSpec) -> bool:

@@ -42,9 +42,12 @@ def useful_jobs(spec: EnvironmentSpec) -> int:
     return max(1, min(_MOST[spec.carrier], 1 + (os.cpu_count() or 1), room))
 
 
-def run_in_parts(part: Part, jobs: int, directory: Path, progress: Progress) -> RunResults:
+def run_in_parts(
+    part: Part, jobs: int, directory: Path, progress: Progress, *, kind: str = ""
+) -> RunResults:
     """Run all shares at the same time, each in a process of its own; publish what came of it.
 
+    :param kind: what scenarios take alike in: see :class:`Share`
     :param directory: of the run's results
     :raises TestbedError: what a share raised, as if there were no shares
     """
@@ -54,7 +57,7 @@ def run_in_parts(part: Part, jobs: int, directory: Path, progress: Progress) -> 
     for number, below in enumerate(directories):
         receiver, sender = context.Pipe(duplex=False)
         process: BaseProcess = context.Process(
-            target=_work, args=(part, Share(number, jobs), below, sender), name=below.name
+            target=_work, args=(part, Share(number, jobs, kind), below, sender), name=below.name
         )
         process.start()
         sender.close()

@@ -55,6 +55,7 @@ class LocalMachine(Machine):
         super().__init__(record.name, shared, record.console)
         self.provenance = {"kernel_version": os.uname().version}
         self._first = first
+        self._condemned = ""
 
     def close(self) -> None:
         """Stop watching the machine; it runs on."""
@@ -65,7 +66,14 @@ class LocalMachine(Machine):
     def argv(self, command: Sequence[str], *, tty: bool = False) -> list[str]:
         return self._argv(command)
 
+    def condemn(self, reason: str) -> None:
+        self._condemned = self._condemned or reason
+        if self._first:
+            self._first.kill()
+
     def death(self) -> str | None:
+        if self._condemned:
+            return self._condemned
         return "its first process has ended" if not self._first or self._first.ended() else None
 
     def run(

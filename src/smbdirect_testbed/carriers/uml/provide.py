@@ -126,6 +126,10 @@ class UmlMachine(SshMachine):
     def _ended(self, *, timeout: float = 0) -> bool:
         return self._process is None or self._process.ended(timeout=timeout)
 
+    def _kill(self) -> None:
+        if self._process:
+            self._process.kill()
+
     def _last_words(self) -> str:
         return "its process has ended"
 

@@ -47,6 +47,10 @@ class VmMachine(SshMachine):
     def _ended(self, *, timeout: float = 0) -> bool:
         return self._qemu is None or self._qemu.ended(timeout=timeout)
 
+    def _kill(self) -> None:
+        if self._qemu:
+            self._qemu.kill()
+
     def _last_words(self) -> str:
         return _complaint(self._qemu_logs) or "QEMU has ended"
 
