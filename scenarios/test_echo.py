@@ -23,7 +23,7 @@ from smbdirect_testbed.results.knownfail import Expectations
 from smbdirect_testbed.results.results import Outcome
 from smbdirect_testbed.results.subtests import Subtest
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.early, pytest.mark.stands_on("test_socket.py")]
 
 _EXPECTATIONS = Expectations.load(Path(__file__).with_name("echo") / "knownfail.toml")
 

@@ -14,7 +14,7 @@ from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
 from smbdirect_testbed.smb.mount import mounted
 
-pytestmark = pytest.mark.needs(ServerKind.KSMBD)
+pytestmark = [pytest.mark.needs(ServerKind.KSMBD), pytest.mark.stands_on("test_rdma_link.py")]
 
 _MEBIBYTES = 4
 

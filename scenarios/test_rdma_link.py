@@ -14,7 +14,7 @@ from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.early, pytest.mark.stands_on("test_links.py")]
 
 _PINGS = 10
 _MESSAGES = 200

@@ -8,7 +8,10 @@ from smbdirect_testbed.config.spec import ServerKind, Transport
 from smbdirect_testbed.evidence.capture import Wire
 from smbdirect_testbed.plugin.smbtorture import Torture
 
-pytestmark = pytest.mark.needs(ServerKind.SMBD)
+pytestmark = [
+    pytest.mark.needs(ServerKind.SMBD),
+    pytest.mark.stands_on("test_socket.py", "test_echo.py"),
+]
 
 _TRANSPORTS = [Transport.TCP, Transport.SMBDIRECT]
 

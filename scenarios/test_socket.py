@@ -16,6 +16,8 @@ from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
 
+pytestmark = pytest.mark.stands_on("test_rdma_link.py")
+
 _SIZES = [1, 1024, 65536, 1048576]
 _COUNT = 4
 _STYLES = ["blocking", "epoll"]

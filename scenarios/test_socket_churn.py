@@ -21,7 +21,7 @@ from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.server import SmbServer
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _SLOW = bool(os.environ.get("SMBDIRECT_TESTBED_SLOW"))
 _CYCLES = 1000 if _SLOW else 60

@@ -13,7 +13,7 @@ from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _PORT = 5485

@@ -16,7 +16,7 @@ from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_ends.py"
 _PROMPT = 5

@@ -20,7 +20,7 @@ from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _SECONDS = float(os.environ.get("SMBDIRECT_TESTBED_FUZZ_SECONDS", "12"))
 _SEED = os.environ.get("SMBDIRECT_TESTBED_FUZZ_SEED", "")

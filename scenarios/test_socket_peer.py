@@ -22,7 +22,7 @@ from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.ksmbd import RDMA_PORTS, running_ksmbd
 from smbdirect_testbed.smb.server import SmbServer
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _PORT = 5500

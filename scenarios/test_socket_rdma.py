@@ -12,7 +12,7 @@ from smbdirect_testbed.config.spec import RdmaType
 from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_rdma.py"
 _PORT = 5460

@@ -11,7 +11,7 @@ import pytest
 from smbdirect_testbed.machine.guest_program import Program
 from smbdirect_testbed.machine.host import Host
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_stream.py"
 _PORT = 5480

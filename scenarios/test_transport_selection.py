@@ -15,6 +15,8 @@ from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.server import SmbServer
 from smbdirect_testbed.smb.smbclient import SmbClient
 
+pytestmark = pytest.mark.stands_on("test_socket.py", "test_echo.py")
+
 TCP, NBT, SMBDIRECT = Transport.TCP, Transport.NBT, Transport.SMBDIRECT
 _SIZE = 20 << 20
 _TRIES = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 import xml.etree.ElementTree as ET
@@ -106,6 +107,8 @@ class Run:
         self.commands: list[list[str]] = []
         self.waited_until_idle = 0
         self.times_provided = 0
+        self.options: dict[str, Any] = {}
+        """More arguments for the plugin."""
 
     def client_runs(self, command: list[str], **_: Any) -> CommandResult:
         self.commands.append(command)
@@ -121,6 +124,10 @@ class Run:
         self.waited_for_servers += 1
         if self.no_servers:
             raise self.no_servers
+
+    def start_over(self) -> None:
+        """Forget the results of the run before."""
+        shutil.rmtree(self.results)
 
     def write(self, text: str, name: str = "test_it.py") -> None:
         (self.scenarios / name).write_text(textwrap.dedent(text))
@@ -178,6 +185,7 @@ class Run:
             self.results,
             Progress(),
             environment="fake",
+            **self.options,
         )
         return self.plugin.main(paths or [str(self.scenarios)], expression)
 

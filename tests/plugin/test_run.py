@@ -297,6 +297,90 @@ def test_a_driver_that_kills_every_machine_ends_soon(run: Run) -> None:
     assert run.junit()["test_it[8]"].find("error") is None
 
 
+def test_what_stands_on_something_red_is_not_run(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+        pytestmark = pytest.mark.stands_on("test_socket.py")
+
+        def test_above(): pass
+        """,
+        "test_above.py",
+    )
+    run.write(
+        """
+        import pytest
+        pytestmark = pytest.mark.stands_on("test_above.py")
+        from smbdirect_testbed.config.spec import Transport
+
+        @pytest.mark.parametrize("transport", [Transport.TCP, Transport.SMBDIRECT])
+        def test_highest(transport): pass
+        """,
+        "test_highest.py",
+    )
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(number):
+            assert number % 2
+        """,
+        "test_socket.py",
+    )
+    run.write("def test_alone(): pass", "test_zero.py")
+    assert run.main() is ExitStatus.FAILED
+    assert [(s["id"], s["outcome"]) for s in run.json()["scenarios"]] == [
+        ("test_socket.py::test_it[0]", "failed"),
+        ("test_socket.py::test_it[1]", "passed"),
+        ("test_socket.py::test_it[2]", "failed"),
+        ("test_socket.py::test_it[3]", "passed"),
+        ("test_zero.py::test_alone", "passed"),
+        ("test_above.py::test_above", "not run"),
+        ("test_highest.py::test_highest[tcp]", "passed"),
+        ("test_highest.py::test_highest[smbdirect]", "not run"),
+    ]
+    message = run.scenario("test_above")["message"]
+    assert message == "it stands on test_socket.py, where test_it[0] failed, and others"
+    run.start_over()
+    run.options["run_all"] = True
+    assert run.main() is ExitStatus.FAILED
+    assert run.json()["counts"]["not run"] == 0
+
+
+def test_what_mostly_breaks_machines_is_not_tried_to_the_end(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(9))
+        def test_it(environment, number):
+            if number not in (1, 5):
+                environment.machine.panics()
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    outcomes = [s["outcome"] for s in run.json()["scenarios"]]
+    assert outcomes == ["failed", "passed", "failed", "failed"] + ["not run"] * 5
+
+
+def test_at_most_so_many_failures(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(5))
+        def test_it(number):
+            assert number == 0
+        """
+    )
+    run.options["maxfail"] = 2
+    assert run.main() is ExitStatus.FAILED
+    outcomes = [s["outcome"] for s in run.json()["scenarios"]]
+    assert outcomes == ["passed", "failed", "failed", "not run", "not run"]
+    assert run.json()["reason"] == "the run ends after 2 failures"
+
+
 def test_a_fresh_machine_that_cannot_be_had(run: Run) -> None:
     run.write(
         """

@@ -8,7 +8,9 @@ import click
 
 from smbdirect_testbed.environment.instance import Instance, find_instance, instances
 from smbdirect_testbed.lib.errors import UsageError
+from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.run.killed import publish_killed_runs
 
 _instance_option = click.option(
     "--instance", metavar="NAME", help="Which one, when more than one is up (see status)."
@@ -45,6 +47,7 @@ def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
 @click.command()
 def status() -> None:
     """Show the environments that are up, and their hosts."""
+    publish_killed_runs(Progress())
     found = instances()
     if not found:
         click.echo("nothing is up")

@@ -96,6 +96,13 @@ _driver_option = click.option(
     default=0,
     help="Share the scenarios among so many environments at once; 0: as many as are useful.",
 )
+@click.option("-x", "--exitfirst", "first", is_flag=True, help="End at the first failure.")
+@click.option(
+    "--maxfail", type=click.IntRange(0), default=0, help="End after so many failures; 0: never."
+)
+@click.option(
+    "--run-all", is_flag=True, help="Also run scenarios that stand on something that is red."
+)
 @click.option(
     "--then-prepare",
     is_flag=True,
@@ -109,6 +116,9 @@ def run(
     cold: bool,
     thorough: bool,
     jobs: int,
+    first: bool,
+    maxfail: int,
+    run_all: bool,
     then_prepare: bool,
 ) -> int:
     """Provide an environment and run scenarios in it.
@@ -129,7 +139,15 @@ def run(
     if keep and jobs > 1:
         raise UsageError("--keep keeps one environment", hint="leave out --jobs")
     status = run_scenarios(
-        spec, scenarios, expression, progress, keep=keep, thorough=thorough, jobs=jobs
+        spec,
+        scenarios,
+        expression,
+        progress,
+        keep=keep,
+        thorough=thorough,
+        jobs=jobs,
+        run_all=run_all,
+        maxfail=1 if first else maxfail,
     )
     if then_prepare and name not in what and status in (ExitStatus.PASSED, ExitStatus.FAILED):
         prepare_quickest(progress, passed=status == ExitStatus.PASSED)
@@ -250,7 +268,9 @@ def doctor() -> int:
 def clean(cache: bool, yes: bool) -> None:
     """Remove what interrupted runs left behind, and with --cache all that can be made again."""
     from smbdirect_testbed.environment import housekeeping
+    from smbdirect_testbed.run.killed import publish_killed_runs
 
+    publish_killed_runs(Progress())
     waste = housekeeping.find_waste(cache=cache)
     if not waste:
         click.echo("nothing to remove")
@@ -274,8 +294,10 @@ def _spec(name: str, driver: Path | None, *, cold: bool) -> EnvironmentSpec:
 
 def _remove_orphans(progress: Progress) -> None:
     from smbdirect_testbed.environment import housekeeping
+    from smbdirect_testbed.run.killed import publish_killed_runs
 
     housekeeping.remove_orphans(progress)
+    publish_killed_runs(progress)
 
 
 def _environment_and_scenarios(

@@ -8,6 +8,11 @@ import pytest
 
 from smbdirect_testbed.lib.errors import UsageError
 from smbdirect_testbed.plugin import markers
+from smbdirect_testbed.plugin.foundations import (
+    Foundations,
+    foundations_first,
+    foundations_of,
+)
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.smbtorture import expectations_of
@@ -61,8 +66,13 @@ class Collection:
             self._context.notes.append(
                 f"{len(left_out)} thorough scenarios were left out; run --thorough runs them, too"
             )
+        files = foundations_of(items)
+        directory = self._context.results.directory
+        log = (directory.parent if self._share else directory) / "foundations.jsonl"
+        self._context.foundations = Foundations(log, files)
         if self._share:
             items[:] = self._share.pick(items)
+        items[:] = foundations_first(items, files)
         for path in {
             expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
         }:

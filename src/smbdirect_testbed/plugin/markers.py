@@ -12,6 +12,7 @@ MARKERS = (
     "thorough: not part of a run of everything unless that is to be thorough",
     "early: the scenario may run while servers start: they, and what it sees of them, mean nothing "
     "to it",
+    "stands_on(*files): other scenario files, which run first; not run when one of them is red",
     "deadline(seconds): it may take so long, and not what follows from how long it usually takes",
     "kernel_mistake(function, reason, sometimes=False): the kernel complains about itself in a "
     "function, as is known; a failure if it does not, unless it does only sometimes",

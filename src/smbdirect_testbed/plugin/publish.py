@@ -8,7 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
-from smbdirect_testbed.results import html_report, results, terminal
+from smbdirect_testbed.results import html_report, record, results, terminal
+from smbdirect_testbed.results.record import shares
 from smbdirect_testbed.results.results import RunResults, Verdict
 
 JUNIT = "junit.xml"
@@ -17,7 +18,7 @@ _GRAVEST = (Verdict.INTERRUPTED, Verdict.NOT_PROVIDED)
 
 
 def publish(found: RunResults, *, keep: bool) -> None:
-    """Write ``run.json`` and ``html_report.html``, lead ``latest`` to them, and print the summary.
+    """Write ``run.json`` and ``report.html``, lead ``latest`` to them, and print the summary.
 
     :param keep: whether the environment stays up, for the closing lines
     """
@@ -26,7 +27,23 @@ def publish(found: RunResults, *, keep: bool) -> None:
     results.point_latest(found.directory)
     if found.facts.get("carrier"):
         remember_seconds(found.facts["carrier"], found.scenarios)
+    record.forget(found.directory)
     terminal.summary(found, keep=keep)
+
+
+def publish_killed(directory: Path) -> Path | None:
+    """Write the results of a run that was killed; the path of its report, if there was a record."""
+    reason = "the run was killed"
+    parts = [found for p in shares(directory) if (found := record.recorded(p, reason))]
+    found = merged(directory, parts, parts[0].seconds) if parts else None
+    found = found or record.recorded(directory, reason)
+    if found is None:
+        return None
+    results.write_run_json(found)
+    html_report.write_report(found)
+    results.point_latest(directory)
+    record.forget(directory)
+    return directory / "report.html"
 
 
 def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunResults:

@@ -26,6 +26,7 @@ from smbdirect_testbed.plugin.deadline import Deadlines, Watchdog
 from smbdirect_testbed.plugin.evidence import describe, describe_death
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
+from smbdirect_testbed.plugin.foundations import Became, Foundations
 from smbdirect_testbed.plugin.hang import investigate, summary
 from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 from smbdirect_testbed.plugin.publish import JUNIT, publish
@@ -35,6 +36,7 @@ from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.usual_seconds import usual_seconds
 from smbdirect_testbed.results import results, terminal
+from smbdirect_testbed.results.record import Record
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ class RunPlugin:
     :param keep: whether the environment stays up, for the closing lines
     :param thorough: also run the scenarios that are marked so
     :param share: run a part of the scenarios, and leave publishing the results to the caller
+    :param run_all: also run what stands on something that is red
+    :param maxfail: end after so many failures, in all shares; 0 for all
+    :param interrupted: called when the run is interrupted, with what writes the results at once
     """
 
     def __init__(
@@ -80,12 +85,19 @@ class RunPlugin:
         keep: bool = False,
         thorough: bool = True,
         share: Share | None = None,
+        run_all: bool = False,
+        maxfail: int = 0,
+        interrupted: Callable[[Callable[[], object]], object] = lambda _: None,
     ) -> None:
         self.results = RunResults(run_dir, command=sys.argv, facts={"environment": environment})
         self._context = RunContext(self.results)
         self._collection = Collection(self._context, thorough=thorough, share=share)
         self._provide = provide
         self._publishes = share is None
+        self._run_all = run_all
+        self._maxfail = maxfail
+        self._interrupted = interrupted
+        self._record: Record | None = None
         self._progress = progress
         self._keep = keep
         self._state = State.COLLECTING
@@ -100,6 +112,7 @@ class RunPlugin:
         self._touched = False
         self._deadlines = Deadlines({})
         self._watchdog = Watchdog(self._late)
+        self._finished = False
         self._hung: dict[str, str] = {}
         self._parts: list[ScenarioResult] = []
 
@@ -161,12 +174,14 @@ class RunPlugin:
         if self._collection.error() or session.config.option.collectonly:
             return True
         try:
-            self.results.directory.mkdir(parents=True, exist_ok=True)
+            self._record = Record(self.results.directory)
+            self._record.begins(self.results, [item.nodeid for item in session.items])
             self._set_up()
             with self._watchdog:
                 self._run_items(session)
             self._tear_down()
         except KeyboardInterrupt:
+            self._interrupted(self._finish)
             # There is no time to end machines in good order.
             if self._context.up and not self._keep:
                 self._context.environment.condemn("interrupted")
@@ -193,7 +208,16 @@ class RunPlugin:
                 self._replace(session)
             if self._state is not State.UP or session.shouldfail or session.shouldstop:
                 return
+            if self._maxfail and self._foundations.failures() >= self._maxfail:
+                why = f"the run ends after {self._maxfail} failures"
+                self._end(Verdict.FAILED, why, why)
+                return
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+    @property
+    def _foundations(self) -> Foundations:
+        assert self._context.foundations
+        return self._context.foundations
 
     def _end(self, verdict: Verdict, reason: str, why_not_run: str) -> None:
         """No further scenario runs; the first reason for that is the run's."""
@@ -301,7 +325,21 @@ class RunPlugin:
         result = recorder.result(item.nodeid)
         self._progress.say(terminal.line(result, self._parts))
         self._judge_fitness(result)
+        self._note(item, result)
         return done
+
+    def _note(self, item: pytest.Item, result: ScenarioResult) -> None:
+        """What became of a scenario, for what stands on it, and for the results of a killed run."""
+        if self._record:
+            self._record.ended([result, *self._parts])
+        failed = result.outcome is Outcome.FAILED or any(
+            part.outcome is Outcome.FAILED for part in self._parts
+        )
+        if failed:
+            broke = self._state is State.BROKEN
+            self._foundations.note(item, Became.BROKE if broke else Became.FAILED)
+        elif result.outcome in (Outcome.PASSED, Outcome.KNOWNFAIL):
+            self._foundations.note(item, Became.PASSED)
 
     def _late(self, id: str, seconds: float) -> None:
         """Called in another thread: a scenario did not end in time."""
@@ -337,6 +375,8 @@ class RunPlugin:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if reason := markers.lacking(item, self._context.environment.spec):
             pytest.skip(reason)
+        if not self._run_all and (reason := self._foundations.broken(item)):
+            pytest.skip(not_run_reason(reason))
         self._touched = True
         if not markers.is_early(item):
             # One that failed is told to those who ask for it.
@@ -406,6 +446,9 @@ class RunPlugin:
 
     def _finish(self) -> None:
         found = self.results
+        if self._finished:
+            return
+        self._finished = True
         found.scenarios = self._context.recorder.results()
         found.seconds = self._progress.elapsed()
         found.started = time.time() - found.seconds

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.plugin.foundations import Foundations
 from smbdirect_testbed.plugin.recorder import Recorder
 from smbdirect_testbed.results.results import RunResults
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 class RunContext:
     """One run.
 
+    :param foundations: which scenario files are red; known when scenarios were collected
     :param up: the environment that scenarios use; another one after a machine was broken
     """
 
     results: RunResults
     recorder: Recorder = field(default_factory=Recorder)
     up: ProvidedEnvironment | None = None
+    foundations: Foundations | None = None
 
     @property
     def environment(self) -> Environment:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watche
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import TestbedError, UsageError
+from smbdirect_testbed.lib.exits_soon import ExitsSoon
 from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.results.record import announced
 from smbdirect_testbed.results.results import RunResults, new_run_id
 
 if TYPE_CHECKING:
@@ -126,6 +128,8 @@ def run_scenarios(
     keep: bool,
     thorough: bool = False,
     jobs: int = 0,
+    run_all: bool = False,
+    maxfail: int = 0,
     plugins: Sequence[object] = (),
 ) -> int:
     """Run scenarios in an environment and write the results; return the exit status.
@@ -134,6 +138,8 @@ def run_scenarios(
     :param expression: pytest's ``-k``
     :param thorough: also run the scenarios that are marked so, which a choice does anyway
     :param jobs: in so many environments at once; 0 for as many as are useful
+    :param run_all: also run what stands on something that is red
+    :param maxfail: end after so many failures; 0 for all
     :param plugins: more pytest plugins, for those who run scenarios from Python
     :raises UsageError: a path or the expression is wrong, or matches nothing
     :raises ProvisionError: this computer does not permit the environment
@@ -156,7 +162,11 @@ def run_scenarios(
 
         # After a scenario that broke its machines there is another.
         names = (f"{name}-{number}" for number in itertools.count(2))
-        with Background(environment(name), at_once=at_once) as background:
+        with ExitStack() as stack:
+            # Left last: an interrupted run does not wait for ever for what it provided.
+            exits = stack.enter_context(ExitsSoon())
+            first = Background(environment(name), at_once=at_once)
+            background = stack.enter_context(first)
             following = itertools.chain([background.use()], (environment(n) for n in names))
             # While this is imported and looks for scenarios, a machine can boot.
             from smbdirect_testbed.plugin import RunPlugin
@@ -169,6 +179,9 @@ def run_scenarios(
                 keep=keep,
                 thorough=thorough or chosen,
                 share=share,
+                run_all=run_all,
+                maxfail=maxfail,
+                interrupted=exits.begin,
             )
             with cache.disk_full_reported(below):
                 return plugin.main(scenarios, expression, plugins), plugin.results
@@ -177,13 +190,15 @@ def run_scenarios(
         return run(f"{run_id}-{share.number + 1}", below, share)[1]
 
     if jobs <= 1:
-        return run(run_id, directory)[0]
+        with announced(directory):
+            return run(run_id, directory)[0]
     from smbdirect_testbed.run.shards import run_in_parts
 
     # Once for all; what fails here fails again in each, which then tells it.
     with contextlib.suppress(TestbedError):
         provide_parts(spec, progress)
-    return run_in_parts(part, jobs, directory, progress, kind=spec.carrier).verdict.exit_status
+    with announced(directory):
+        return run_in_parts(part, jobs, directory, progress, kind=spec.carrier).verdict.exit_status
 
 
 def _is_soon(spec: EnvironmentSpec) -> bool:

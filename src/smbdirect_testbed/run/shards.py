@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +23,7 @@ from smbdirect_testbed.lib.errors import TestbedError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.plugin.publish import merged, publish
 from smbdirect_testbed.plugin.shard import Share
+from smbdirect_testbed.results.record import recorded
 from smbdirect_testbed.results.results import RunResults
 
 _MOST = {CarrierKind.VM: 2, CarrierKind.UML: 3, CarrierKind.LOCAL: 1}
@@ -29,6 +31,8 @@ _MOST = {CarrierKind.VM: 2, CarrierKind.UML: 3, CarrierKind.LOCAL: 1}
 kernel has each module only once."""
 
 _MIB = 1 << 20
+_INTERRUPTED_SECONDS = 4.0
+"""After which a share of an interrupted run is killed. Its results are those that it recorded."""
 _PR_SET_PDEATHSIG = 1
 
 Part = Callable[[Share, Path], RunResults]
@@ -63,11 +67,11 @@ def run_in_parts(
         sender.close()
         running[receiver] = process
     try:
-        answers = _answers(running)
+        answers = _answers(running, directories)
     except KeyboardInterrupt:
         for process in running.values():
             process.terminate()
-        answers = _answers(running)
+        answers = _answers(running, directories, within=_INTERRUPTED_SECONDS)
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
@@ -77,16 +81,27 @@ def run_in_parts(
     return found
 
 
-def _answers(running: dict[Connection, BaseProcess]) -> list[RunResults | BaseException]:
-    """What all processes sent, in their order, once they have ended."""
+def _answers(
+    running: dict[Connection, BaseProcess], directories: Sequence[Path], within: float | None = None
+) -> list[RunResults | BaseException]:
+    """What all processes sent, in their order, once they have ended.
+
+    :param directories: where one that ends without an answer left a record
+    :param within: seconds after which those that go on are killed; None for never
+    """
+    deadline = None if within is None else time.monotonic() + within
     for receiver in list(running):
-        wait([receiver])
+        wait([receiver], None if deadline is None else max(0.0, deadline - time.monotonic()))
     found: list[RunResults | BaseException] = []
-    for receiver, process in running.items():
+    for (receiver, process), directory in zip(running.items(), directories, strict=True):
         try:
+            if not receiver.poll():
+                raise EOFError
             found.append(receiver.recv())
         except EOFError:
-            found.append(RuntimeError(f"{process.name} of the run ended without a result"))
+            process.kill()
+            why = f"{process.name} of the run ended without a result"
+            found.append(recorded(directory, why) or RuntimeError(why))
         process.join()
     return found
 
