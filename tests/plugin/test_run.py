@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.plugin_run import WARNING, Run
 
 from smbdirect_testbed.lib.errors import ExitStatus, MachineDied, ProvisionError, UsageError
+from smbdirect_testbed.lib.version import own_version
 
 
 def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +31,7 @@ def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     document = run.json()
     assert document["verdict"] == "passed"
     assert document["counts"]["passed"] == 2
+    assert document["environment"]["testbed"] == own_version()
     assert document["environment"]["samba"] == "4.24"
     assert len(document["environment"]["packages_digest"]) == 64
     assert document["timings"]["first_scenario_s"] >= 0
