@@ -107,7 +107,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = _PATIENC
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise Trouble(f"waited {seconds:g} s in vain for {what}")
+            raise Trouble(f"timed out after {seconds:g} s waiting for {what}")
         time.sleep(0.05)
 
 

@@ -54,7 +54,7 @@ def run(*command: str, check: bool = True) -> str:
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     if not frames.until(condition):
-        sys.exit(f"waited {frames.PATIENCE} s in vain for {what}")
+        sys.exit(f"timed out after {frames.PATIENCE} s waiting for {what}")
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
-"""The command line: help, bad usage, exit statuses; what needs a machine is in test_vm.py."""
+"""The command line: help, bad usage, exit statuses; what needs a machine is in tests/machines."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from smbdirect_testbed.lib.version import own_version
 
 
 def _cli(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -62,6 +65,18 @@ def test_bad_usage_is_one_clear_line_and_status_2(
     assert "Traceback" not in done.stderr
     assert done.returncode == 2
     assert not list(tmp_path.glob("state/*"))
+
+
+def test_traceback_only_for_debug_as_an_option(tmp_path: Path) -> None:
+    assert "Traceback" in _cli(tmp_path, "--debug", "down").stderr
+    # Here it is a part of the command that is to be run.
+    assert "Traceback" not in _cli(tmp_path, "exec", "client", "--", "x", "--debug").stderr
+
+
+def test_version(tmp_path: Path) -> None:
+    said = _cli(tmp_path, "--version").stdout
+    assert said == f"smbdirect-testbed, version {own_version()}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+( \(git [0-9a-f]{12}(, changed)?\))?", own_version())
 
 
 def test_status_and_clean_with_nothing_there(tmp_path: Path) -> None:

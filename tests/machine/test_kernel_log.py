@@ -179,5 +179,5 @@ def test_marks_of_a_machine_that_died(machine: _FakeMachine) -> None:
 
 def test_a_mark_that_does_not_show(machine: _FakeMachine) -> None:
     machine.deaf = True
-    with pytest.raises(ProvisionError, match="in vain for testbed-mark"):
+    with pytest.raises(ProvisionError, match="waiting for testbed-mark"):
         KernelLog(machine).mark("test_a", timeout=0.1)

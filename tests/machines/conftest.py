@@ -105,7 +105,7 @@ def testbed(tmp_path: Path) -> Iterator[Testbed]:
     yield testbed
     if testbed.state.exists():
         for directory in testbed.state.iterdir():
-            testbed.run("down", directory.name)
+            testbed.run("down", "--instance", directory.name)
         testbed.run("clean", "--yes")
     assert testbed.leftovers() == []
 

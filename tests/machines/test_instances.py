@@ -21,6 +21,8 @@ def test_up_exec_down(testbed: Testbed) -> None:
     cat = testbed.run("exec", "client", "--", "cat", input="through and back")
     assert (cat.status, cat.output) == (0, "through and back")
     assert testbed.run("exec", "client", "--", "sh", "-c", "exit 42").status == 42
+    killed = testbed.run("exec", "client", "--", "sh", "-c", "echo said >&2; kill -KILL $$")
+    assert (killed.status, killed.output) == (128 + 9, "said\n")
     assert "10.7.0.2/24" in testbed.run("exec", "client", "--", "ip", "address").output
     assert testbed.run("exec", "server", "--", "pgrep", "-x", "smbd").status == 0
     nobody = testbed.run("exec", "nobody", "--", "true")

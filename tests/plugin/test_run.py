@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.plugin_run import WARNING, Run
 
 from smbdirect_testbed.lib.errors import ExitStatus, MachineDied, ProvisionError, UsageError
+from smbdirect_testbed.lib.version import own_version
 
 
 def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +32,7 @@ def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     document = run.json()
     assert document["verdict"] == "passed"
     assert document["counts"]["passed"] == 2
+    assert document["environment"]["testbed"] == own_version()
     assert document["environment"]["samba"] == "4.24"
     assert document["timings"]["first_scenario_s"] >= 0
     assert run.scenario("test_one")["directory"] == "scenarios/test_it.test_one"

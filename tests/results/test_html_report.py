@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -84,6 +86,8 @@ def test_page(results: RunResults) -> None:
     assert "the last line" in page
     assert "4.9 KiB" in page or "5.0 kB" in page or "5.0 KB" in page
     assert "the machine died" in page
+    quoted = f"smbdirect-testbed run {shlex.quote(EVIL)}"
+    assert html.escape(quoted).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page
     assert len(page) < 40_000
 
 

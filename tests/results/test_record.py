@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -52,7 +51,7 @@ def test_the_next_command_writes_the_results_of_a_killed_run(
         assert outcomes[f"test_it.py::{part}1"] == ("failed", "why")
         assert outcomes[f"test_it.py::{part}2"] == ("not run", "the run was killed")
     assert (directory / "report.html").exists()
-    assert os.readlink(tmp_path / "results" / "latest") == "run-1"
+    assert (tmp_path / "results" / "latest").readlink() == Path("run-1")
     assert "results of a run that was killed" in capfd.readouterr().err
     assert list(killed_runs()) == []
 
@@ -61,9 +60,7 @@ def test_a_run_that_goes_on_is_not_taken_for_killed(tmp_path: Path) -> None:
     directory = tmp_path / "results" / "run-1"
     with announced(directory):
         Record(directory).begins(RunResults(directory), ["test_it.py::a"])
-        program = (
-            "from smbdirect_testbed.results.record import killed_runs; print([*killed_runs()])"
-        )
+        program = "from smbdirect_testbed.results import record; print([*record.killed_runs()])"
         argv = [sys.executable, "-c", program]
         assert subprocess.run(argv, capture_output=True, check=True).stdout == b"[]\n"
     assert list(killed_runs()) == []

@@ -1,4 +1,4 @@
-"""The wire of one host: captured by tcpdump, and marked.
+"""What goes over one host's links: captured by tcpdump, and marked.
 
 All its links are in one capture, as Linux's "any" device gives them (LINUX_SLL2): one program to
 start, one ring to hold in memory, and one order of all packets.
@@ -42,8 +42,8 @@ _PADDINGS = 5
 _COUNTERS = "/sys/class/infiniband/{}/ports/1/hw_counters"
 
 
-class Wire:
-    """Captures one host's links; captured anew only if the capture before has ended.
+class Capture:
+    """Captures one host's links. A second capture begins only after the first has ended.
 
     :param namespaces: how the host's namespaces are entered
     """

@@ -23,8 +23,8 @@ _SSH_KEYS = "/run/testbed-ssh"
 _SSHD_PID = "/run/sshd.pid"
 
 
-class Template:
-    """What a template knows for its clones."""
+class Clone:
+    """Makes a machine ready to be saved as a template, and wakes up a clone of that template."""
 
     def __init__(self) -> None:
         self._sshd = 0

@@ -152,7 +152,12 @@ class Call:
         _, status = os.waitpid(self._pid, 0)
         text = os.pread(self._said, _LARGE, 0).decode(errors="replace").strip()
         os.close(self._said)
-        return f"{' '.join(self._argv)}: {text}" if status else ""
+        if not status:
+            return ""
+        # Its import takes long, and few commands fail.
+        from shlex import join
+
+        return f"{join(self._argv)}: {text}"
 
 
 def spawn(argv: list[str], files: tuple[int, int, int], tag: str = "") -> int:

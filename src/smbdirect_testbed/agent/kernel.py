@@ -121,7 +121,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {_DEADLINE:g} s in vain for {what}")
+            raise TimeoutError(f"timed out after {_DEADLINE:g} s waiting for {what}")
         time.sleep(0.005)
 
 

@@ -11,9 +11,9 @@ import tty
 from _queue import SimpleQueue
 
 from smbdirect_testbed.agent import kernel, modules
-from smbdirect_testbed.agent.capture import Wire
+from smbdirect_testbed.agent.capture import Capture
 from smbdirect_testbed.agent.cheap_imports import partial
-from smbdirect_testbed.agent.clone import Template
+from smbdirect_testbed.agent.clone import Clone
 from smbdirect_testbed.agent.commands import PATH, Commands
 from smbdirect_testbed.agent.hosts import Hosts
 from smbdirect_testbed.agent.namespaces import Namespaces
@@ -35,20 +35,18 @@ class Agent:
         self._namespaces = Namespaces()
         self._requests = requests
         self._answers = answers
-        self._commands = Commands(
-            lambda number, answer: self._say(number, ok=answer), self._namespaces
-        )
+        self._commands = Commands(self._say_ended, self._namespaces)
         self._made: dict[str, Any] = {}
         """What was made, by the request that had it made: asked for once more, it is there."""
         self._writing = _thread.allocate_lock()
         self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
         self._hosts = Hosts(self._namespaces)
-        self._template = Template()
-        wire = Wire(self._namespaces)
+        self._clone = Clone()
+        capture = Capture(self._namespaces)
         hosts = self._hosts
         self._independent: dict[str, Callable[..., Any]] = {
             "load_modules": partial(modules.load, self._namespaces),
-            "start_capture": wire.start_capture,
+            "start_capture": capture.start_capture,
         }
         """Done at the same time as everything else, with which it has nothing to do."""
         self._in_order: dict[str, Callable[..., Any]] = {
@@ -57,9 +55,9 @@ class Agent:
             "place_machine_link": partial(self._once, hosts.place_machine_link),
             "make_rdma_links": partial(self._once, hosts.make_rdma_links),
             "unmake": self._unmake,
-            "mark_capture": wire.mark_capture,
-            "require_capture": wire.require_capture,
-            "end_capture": wire.end_capture,
+            "mark_capture": capture.mark_capture,
+            "require_capture": capture.require_capture,
+            "end_capture": capture.end_capture,
             "freeze": self._freeze,
             "thaw": self._thaw,
         }
@@ -144,13 +142,16 @@ class Agent:
         self._made.clear()
 
     def _freeze(self) -> None:
-        self._template.freeze(self._holders())
+        self._clone.freeze(self._holders())
 
     def _thaw(self, **arguments: Any) -> None:
-        self._template.thaw(self._holders(), **arguments)
+        self._clone.thaw(self._holders(), **arguments)
 
     def _holders(self) -> list[int]:
         return [pid for pid in self._hosts.holders.values() if pid]
+
+    def _say_ended(self, number: int, answer: dict[str, Any]) -> None:
+        self._say(number, ok=answer)
 
     def _say(self, number: int, **answer: Any) -> None:
         data = ascii({"id": number, **answer}).encode() + b"\n"

@@ -1,8 +1,9 @@
-"""What can be done with an environment that is up, on the testbed's command line."""
+"""The commands for environments that are up."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 
 import click
 
@@ -13,17 +14,21 @@ from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.run.killed import publish_killed_runs
 
 _instance_option = click.option(
-    "--instance", metavar="NAME", help="Which one, when more than one is up (see status)."
+    "--instance", metavar="NAME", help="The one that is meant, if several are up; see status."
 )
+_STATUS_OF_SIGNALS = 128
+_PASS_ON = 'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?'
+"""ssh has no status for a command that was ended by a signal; a shell has 128 and the signal's
+number. The shell's own words about the signal do not belong to the command's standard error."""
 
 
 @click.command()
 @click.argument("host", required=False)
 @_instance_option
 def shell(host: str | None, instance: str | None) -> int:
-    """A shell on HOST of the environment that is up; on the client if left out."""
+    """Open a shell on HOST of the environment that is up; without HOST, on the client."""
     found = _host(find_instance(instance), host or "client")
-    return subprocess.call(found.argv(["bash", "-l"], tty=True))
+    return _called(found.argv(["bash", "-l"], tty=True))
 
 
 @click.command(
@@ -35,13 +40,15 @@ def shell(host: str | None, instance: str | None) -> int:
 def exec_(host: str, command: tuple[str, ...], instance: str | None) -> int:
     """Run CMD on HOST of the environment that is up: exec HOST -- CMD...
 
-    Standard input, output, error and the exit status are the command's.
+    Standard input, output, error and the exit status are the command's. If a signal ended the
+    command, the status is 128 and the number of the signal.
     """
     if command[0] == "--":
         command = command[1:]
     if not command:
         raise UsageError("there is no command to run", hint="exec HOST -- CMD...")
-    return subprocess.call(_host(find_instance(instance), host).argv(command))
+    found = _host(find_instance(instance), host)
+    return _called(found.argv(["sh", "-c", _PASS_ON, "sh", *command]))
 
 
 @click.command()
@@ -64,14 +71,25 @@ def status() -> None:
 
 
 @click.command()
-@click.argument("instance", required=False)
-def down(instance: str | None) -> None:
-    """End the environment that is up (INSTANCE, when there are more)."""
-    found = find_instance(instance)
+@click.argument("name", metavar="", required=False)
+@_instance_option
+def down(name: str | None, instance: str | None) -> None:
+    """End the environment that is up."""
+    if name:
+        if instance:
+            raise UsageError(f"unexpected argument {name}", hint="--instance names the instance")
+        click.echo(f"note: say it as for exec and shell: down --instance {name}", err=True)
+    found = find_instance(name or instance)
     if found.in_use():
-        raise UsageError(f"{found.name} belongs to a run that goes on", hint="end that run first")
+        raise UsageError(f"{found.name} belongs to a running run", hint="end that run first")
     found.remove()
     click.echo(f"{found.name} is down")
+
+
+def _called(argv: Sequence[str]) -> int:
+    """Run a command with this process's input and output; return the status a shell would."""
+    status = subprocess.call(argv)
+    return _STATUS_OF_SIGNALS - status if status < 0 else status
 
 
 def _host(instance: Instance, name: str) -> Host:

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -31,11 +32,11 @@ _ELSEWHERE = {
     "shell": ("smbdirect_testbed.cli.instances", "shell"),
     "status": ("smbdirect_testbed.cli.instances", "status"),
 }
-"""Commands by name, and the modules that have them, with their names there."""
+"""Commands in other modules: name of the command, module, name in the module."""
 
 
 class _Commands(click.Group):
-    """The commands; those of other modules are imported when they are asked for."""
+    """The commands. A command of another module is imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_ELSEWHERE])
@@ -47,6 +48,29 @@ class _Commands(click.Group):
             return found
         return super().get_command(ctx, cmd_name)
 
+    def invoke(self, ctx: click.Context) -> object:
+        with _traced(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _traced(ctx: click.Context) -> Iterator[None]:
+    """Show the traceback of an expected failure if the user asked for it with ``--debug``."""
+    try:
+        yield
+    except TestbedError:
+        if ctx.find_root().params["debug"]:
+            traceback.print_exc()
+        raise
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from smbdirect_testbed.lib.version import own_version
+
+        click.echo(f"smbdirect-testbed, version {own_version()}")
+        ctx.exit()
+
 
 _cold_option = click.option(
     "--cold", is_flag=True, help="Boot the machine, and do not clone it from a template."
@@ -54,7 +78,14 @@ _cold_option = click.option(
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="smbdirect-testbed")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong.")
 def cli(debug: bool) -> None:
     """Does SMB-Direct still work? Test it on Linux, without RDMA hardware.
@@ -169,6 +200,7 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     from smbdirect_testbed.run.on_save import in_child, saves
     from smbdirect_testbed.run.runner import run_scenarios, watched_places
 
+    context = click.get_current_context()
     name, scenarios = _environment_and_scenarios(what, driver, Progress())
     places = [Path(s.partition("::")[0]) for s in scenarios] or [paths.scenarios()]
     places.append(paths.driver())
@@ -179,9 +211,10 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
 
     def once() -> int:
         progress = Progress()
-        spec = _spec(name, driver, cold=cold)
-        _remove_orphans(progress)
-        return run_scenarios(spec, scenarios, expression, progress, keep=False)
+        with _traced(context):
+            spec = _spec(name, driver, cold=cold)
+            _remove_orphans(progress)
+            return run_scenarios(spec, scenarios, expression, progress, keep=False)
 
     for saved in saves(places):
         for file in saved:
@@ -355,8 +388,6 @@ def _guard(command: Callable[[], object]) -> int:
         _complain("interrupted; nothing is left behind")
         return ExitStatus.INTERRUPTED
     except TestbedError as e:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
         if e.detail:
             print(e.detail, file=sys.stderr)
         _complain(e.message)

@@ -162,7 +162,8 @@ def new_instance(name: str, *, keep: bool) -> Iterator[Instance]:
         os.close(lock)
         raise UsageError(
             f"{name} is up already",
-            hint=f"use it (smbdirect-testbed shell), or end it: smbdirect-testbed down {name}",
+            hint="use it: smbdirect-testbed shell; or end it: "
+            f"smbdirect-testbed down --instance {name}",
         ) from None
     instance = Instance(name, directory)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -116,5 +117,5 @@ def _append(log: Path | None, argv: Sequence[str], out: bytes | None) -> None:
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as f:
-            f.write(f"$ {' '.join(argv)}\n".encode())
+            f.write(f"$ {shlex.join(argv)}\n".encode())
             f.write(out or b"")

@@ -14,9 +14,11 @@ T = TypeVar("T")
 def wait_until(
     condition: Callable[[], T | None], what: str, *, timeout: float, interval: float = 0.05
 ) -> T:
-    """Poll ``condition`` until it returns something true, and return that.
+    """Poll ``condition`` until it returns something true, and return that::
 
-    :param what: what is waited for, for the error: "smbd to listen on port 445"
+        pid = wait_until(lambda: read_pid(file), "smbd to write its pid", timeout=10)
+
+    :param what: the condition in words, for the error: "smbd to listen on port 445"
     :param timeout: seconds until giving up
     :param interval: seconds between two polls
     :raises ProvisionError: the deadline passed
@@ -27,5 +29,5 @@ def wait_until(
         if value:
             return value
         if time.monotonic() >= deadline:
-            raise ProvisionError(f"waited {timeout:g} s in vain for {what}")
+            raise ProvisionError(f"timed out after {timeout:g} s waiting for {what}")
         time.sleep(interval)

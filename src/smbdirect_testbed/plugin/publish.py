@@ -1,4 +1,4 @@
-"""The end of a run: its results written, and told to the user."""
+"""The end of a run: its results are written, and shown to the user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from smbdirect_testbed.lib.version import own_version
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
 from smbdirect_testbed.results import html_report, record, results, terminal
 from smbdirect_testbed.results.record import shares
@@ -18,10 +19,11 @@ _GRAVEST = (Verdict.INTERRUPTED, Verdict.NOT_PROVIDED)
 
 
 def publish(found: RunResults, *, keep: bool) -> None:
-    """Write ``run.json`` and ``report.html``, lead ``latest`` to them, and print the summary.
+    """Write ``run.json`` and ``report.html``, point ``latest`` at them, and print the summary.
 
     :param keep: whether the environment stays up, for the closing lines
     """
+    found.facts = {"testbed": own_version(), **found.facts}
     results.write_run_json(found)
     html_report.write_report(found)
     results.point_latest(found.directory)
@@ -47,7 +49,7 @@ def publish_killed(directory: Path) -> Path | None:
 
 
 def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunResults:
-    """The results of a run that had parts, whose directories are below its own.
+    """The results of a run in parts, whose directories are below its own.
 
     :param seconds: from the typed command to the end
     """

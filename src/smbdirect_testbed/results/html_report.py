@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -73,6 +74,7 @@ def render(results: RunResults) -> str:
     failures = results.failures()
     shown: dict[str, Any] = {
         "results": results,
+        "command": shlex.join(results.command),
         "outcomes": [o for o in Outcome if any(s.outcome is o for s in results.scenarios)],
         "failures": [_failure(results.directory, f) for f in failures[:_MOST_FAILURES]],
         "more_failures": max(0, len(failures) - _MOST_FAILURES),

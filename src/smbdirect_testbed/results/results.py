@@ -186,7 +186,8 @@ def write_run_json(results: RunResults) -> None:
       line; ``exit_status``: a number
     - ``environment``: what ran on what, all strings, among them ``environment`` (its name),
       ``carrier``, ``accelerator``, ``kernel``, ``samba``, ``driver_source``, ``driver_version``,
-      ``image_digest``, ``packages_digest``. Only the name is there if it could not be provided.
+      ``image_digest``, ``packages_digest``; and ``testbed``, the testbed's own version. If the
+      environment could not be provided, there are only ``environment`` and ``testbed``.
     - ``timings``: seconds by phase; ``first_scenario_s`` is the time from the command to the
       start of the first scenario
     - ``counts``: numbers by outcome: ``passed``, ``failed``, ``skipped``, ``knownfail``,

@@ -148,7 +148,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise _Failed(f"waited {_DEADLINE:g} s in vain for {what}")
+            raise _Failed(f"timed out after {_DEADLINE:g} s waiting for {what}")
         time.sleep(0.005)
 
 
