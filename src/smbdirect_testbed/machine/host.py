@@ -149,8 +149,14 @@ class Host:
 
     @cached_property
     def testinfra(self) -> testinfra.host.Host:
-        """This host for pytest-testinfra: files, processes, sockets, commands."""
-        # Few need it, and its import takes time.
+        """This host for pytest-testinfra: files, processes, sockets, packages, interfaces.
+
+        ::
+
+            assert server.testinfra.socket(f"tcp://{server.ipv4}:445").is_listening
+            assert server.testinfra.process.filter(comm="smbd")
+        """
+        # Not every scenario needs it, and its import takes time.
         from smbdirect_testbed.machine.testinfra_backend import testinfra_host
 
-        return testinfra_host(self)
+        return testinfra_host(self.name, self.run)
