@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pytest
 
 from smbdirect_testbed.config.spec import ServerKind, Transport
-from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.evidence.capture import Wire
 from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
+from smbdirect_testbed.smb.ksmbd import Ksmbd
 from smbdirect_testbed.smb.mount import mounted
 
-pytestmark = pytest.mark.needs(ServerKind.KSMBD)
+pytestmark = pytest.mark.needs(ServerKind.KSMBD, Transport.SMBDIRECT)
 
 _MEBIBYTES = 4
-
-
-@pytest.fixture(scope="module")
-def ksmbd(environment: Environment) -> Iterator[Ksmbd]:
-    (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
-    with running_ksmbd(
-        environment.hosts[spec.host], environment.driver, spec.transports
-    ) as running:
-        yield running
 
 
 def _make_random(host: Host, path: PurePosixPath) -> str:

@@ -30,7 +30,7 @@ _MODULE_CYCLES = 100 if _SLOW else 8
 _PROGRAM = Path(__file__).with_name("programs") / "socket_churn.py"
 _MODULE = "smbdirect_socket"
 
-_FORGETFUL = pytest.mark.kernel_mistake(
+_FORGETFUL = pytest.mark.known_splat(
     "smbdirect_connection_destroy_mem_pools",
     "siw forgets what is left in the send queue of a connection that was broken off",
     sometimes=True,

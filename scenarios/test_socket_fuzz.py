@@ -37,7 +37,7 @@ def _references(environment: Environment) -> int:
 
 # One connect of siw's to nobody holds up all others for two minutes: docs/upstream-bugs.md.
 @pytest.mark.needs(RdmaType.RXE)
-@pytest.mark.kernel_mistake(
+@pytest.mark.known_splat(
     "set_work_pool_and_clear_pending",
     "smbdirect.ko initialises work that the receipt of the first message may be queueing",
     sometimes=True,

@@ -169,7 +169,7 @@ def test_dead_keys(hostile_client: Program) -> None:
     _ended(results)
 
 
-@pytest.mark.kernel_mistake(
+@pytest.mark.known_splat(
     "smbdirect_connection_recv_io_done",
     "smbdirect.ko warns when a peer writes with immediate data: anybody can make it do so",
 )

@@ -10,8 +10,7 @@ from smbdirect_testbed.lib.errors import UsageError
 from smbdirect_testbed.plugin import markers
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
-from smbdirect_testbed.plugin.smbtorture import expectations_of
-from smbdirect_testbed.results.knownfail import Expectations
+from smbdirect_testbed.plugin.smbtorture import check_expectations
 
 
 class Collection:
@@ -63,13 +62,7 @@ class Collection:
             )
         if self._share:
             items[:] = self._share.pick(items)
-        for path in {
-            expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
-        }:
-            try:
-                Expectations.load(path)
-            except UsageError as e:
-                raise pytest.UsageError(e.message) from e
+        check_expectations(items)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._context.recorder.expect(item.nodeid for item in session.items)
