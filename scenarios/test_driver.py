@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType, ServerKind
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.scenario import Environment, LoadedDriver, RdmaType, ServerKind, SmbServer
 
 _TIMES = 10
 

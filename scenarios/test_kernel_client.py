@@ -6,11 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.config.spec import ServerKind, Transport
-from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.ksmbd import Ksmbd
-from smbdirect_testbed.smb.mount import mounted
+from smbdirect_testbed.scenario import Host, Ksmbd, ServerKind, Transport, Wire, mounted
 
 pytestmark = pytest.mark.needs(ServerKind.KSMBD, Transport.SMBDIRECT)
 

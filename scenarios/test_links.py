@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import LinkSpec
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, LinkSpec
 
 pytestmark = pytest.mark.early
 

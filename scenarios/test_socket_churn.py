@@ -15,11 +15,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType, ServerKind
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.scenario import Host, LoadedDriver, Program, RdmaType, ServerKind, SmbServer
 
 pytestmark = pytest.mark.thorough
 

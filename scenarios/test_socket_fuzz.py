@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, Program, RdmaType, wait_until
 
 pytestmark = pytest.mark.thorough
 

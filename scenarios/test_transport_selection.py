@@ -9,11 +9,15 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.config.spec import Transport
-from smbdirect_testbed.evidence.capture import TransportNotProven, Wire
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.smbclient import SmbClient
+from smbdirect_testbed.scenario import (
+    Host,
+    ServerKind,
+    SmbClient,
+    SmbServer,
+    Transport,
+    TransportNotProven,
+    Wire,
+)
 
 TCP, NBT, SMBDIRECT = Transport.TCP, Transport.NBT, Transport.SMBDIRECT
 _SIZE = 20 << 20
@@ -81,6 +85,7 @@ def test_ipv6(smbclient: SmbClient, wire: Wire, transport: Transport) -> None:
     wire.expect(transport)
 
 
+@pytest.mark.needs(ServerKind.SMBD, TCP)
 def test_a_silent_fallback_is_noticed(smbclient: SmbClient, wire: Wire) -> None:
     """The proof itself: SMB over TCP must not pass for SMB-Direct."""
     smbclient.run("ls", transports=[TCP])

@@ -14,6 +14,11 @@ _NOT_PACKED = ("cli.py", "pack.py")
 def pack(file: Path) -> None:
     """Write the suite's program to a file; it is executable.
 
+    ::
+
+        pack_echo(client.machine.shared.here / "echo.pyz")
+        client.run(["python3", "-I", f"{client.machine.shared.there}/echo.pyz", "--help"])
+
     :raises OSError: the file cannot be written
     """
     here = Path(__file__).parent

@@ -28,6 +28,11 @@ Kernel = UmlKernel | RunningKernel
 class Environment:
     """Everything that a scenario can use.
 
+    ::
+
+        for host in environment.hosts.values():
+            host.run(["rdma", "link", "show"])
+
     :param kernel: the machines' kernel, if it is not the image's own
     :param machines: by name, and so are the drivers and the kernel logs that they have
     :param directory: the instance's state directory

@@ -16,6 +16,11 @@ def wait_until(
 ) -> T:
     """Poll ``condition`` until it returns something true, and return that.
 
+    ::
+
+        log = scenario_log / "server.log"
+        wait_until(lambda: "listening" in log.read_text(), "the server to listen", timeout=20)
+
     :param what: what is waited for, for the error: "smbd to listen on port 445"
     :param timeout: seconds until giving up
     :param interval: seconds between two polls

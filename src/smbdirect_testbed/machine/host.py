@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 class HostEnd:
     """A host's end of a link, as it was made.
 
+    ::
+
+        end = server.end_towards(client)
+        client.run(["ping", "-c1", str(end.ipv4.ip)])
+        assert server.testinfra.interface(end.device).exists
+
     :param device: the network interface
     :param mac: its address; locally administered, fixed by the environment
     :param rdma: the type of its RDMA link, if it has one
@@ -45,6 +51,11 @@ class HostEnd:
 @dataclass(frozen=True)
 class Host:
     """A network stack on a machine.
+
+    ::
+
+        with server.background(["rping", "-s", "-a", str(server.ipv4)], scenario_log / "rping.log"):
+            client.run(["rping", "-c", "-a", str(server.ipv4), "-C1"], timeout=20)
 
     :param pid: the process whose namespaces are the host's; 0 for the machine's own stack
     """

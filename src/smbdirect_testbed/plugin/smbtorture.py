@@ -49,7 +49,13 @@ def _fixtures(item: pytest.Item) -> Sequence[str]:
 
 
 class TortureFailed(AssertionError):
-    """A run of smbtorture whose results cannot be trusted as a whole."""
+    """A run of smbtorture whose results cannot be trusted as a whole.
+
+    ::
+
+        with pytest.raises(TortureFailed):
+            torture.run("smb2.pigeon", Transport.TCP)
+    """
 
 
 class Torture:

@@ -34,6 +34,11 @@ TESTER = Account("tester", "password", "8846F7EAEE8FB117AD06BDD830B7586C")
 class SmbServer(ABC):
     """An SMB server on a host.
 
+    ::
+
+        with smbd.offering(Transport.TCP):
+            client.run(["smbclient", smbd.unc(client), "--no-pass", "--command=ls"], check=False)
+
     :param share_directory: the share's directory in the machine
     :param logs: where its logs are, on this computer
     :param transports: what it listens on while it runs

@@ -125,7 +125,13 @@ done
 
 
 class Smbd(SmbServer):
-    """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct."""
+    """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct.
+
+    ::
+
+        smbclient.run("ls")
+        smbd.wait_until_idle(timeout=5)
+    """
 
     kind = ServerKind.SMBD
 
