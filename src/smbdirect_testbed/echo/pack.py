@@ -12,7 +12,7 @@ _NOT_PACKED = ("cli.py", "pack.py")
 
 
 def pack(file: Path) -> None:
-    """Write the suite's program to a file; it is executable.
+    """Write the echo suite's program to one file that any Python 3.11 runs.
 
     ::
 

@@ -26,7 +26,7 @@ Kernel = UmlKernel | RunningKernel
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything that a scenario can use.
+    """An environment that is up: its machines, hosts, links and servers.
 
     ::
 

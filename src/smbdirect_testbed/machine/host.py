@@ -50,7 +50,7 @@ class HostEnd:
 
 @dataclass(frozen=True)
 class Host:
-    """A network stack on a machine.
+    """A network stack on a machine, and the commands that run in it.
 
     ::
 

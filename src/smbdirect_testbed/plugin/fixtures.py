@@ -78,7 +78,7 @@ class Fixtures:
 
         ::
 
-            assert client.run(["ping", "-c1", str(smbd.address(client))]).ok
+            smbd.wait_until_idle()
         """
         if server := environment.server(ServerKind.SMBD):
             return cast("Smbd", server)

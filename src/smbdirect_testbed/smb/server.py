@@ -36,8 +36,8 @@ class SmbServer(ABC):
 
     ::
 
-        with smbd.offering(Transport.TCP):
-            client.run(["smbclient", smbd.unc(client), "--no-pass", "--command=ls"], check=False)
+        with smbd.stopped():
+            assert not server.testinfra.process.filter(comm="smbd")
 
     :param share_directory: the share's directory in the machine
     :param logs: where its logs are, on this computer

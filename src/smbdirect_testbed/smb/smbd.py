@@ -129,8 +129,8 @@ class Smbd(SmbServer):
 
     ::
 
-        smbclient.run("ls")
-        smbd.wait_until_idle(timeout=5)
+        with smbd.offering(Transport.TCP):
+            assert not smbclient.run("ls", transports=[Transport.SMBDIRECT], check=False).ok
     """
 
     kind = ServerKind.SMBD
