@@ -25,31 +25,25 @@ def _copy(host: Host, source: PurePosixPath, target: PurePosixPath, flag: str) -
     host.run(["dd", f"if={source}", f"of={target}", "bs=1M", flag], timeout=120)
 
 
-def _sha256(host: Host, path: PurePosixPath) -> str:
-    return host.run(["sha256sum", str(path)], timeout=60).stdout.split()[0]
-
-
 def test_cifs_mounts_ksmbd_by_rdma(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
     """Random data both ways, the same at both ends, and all of it by RDMA."""
     with mounted(client, ksmbd, Transport.SMBDIRECT) as mount:
-        (options,) = [
-            line.split()[3]
-            for line in client.run(["cat", "/proc/self/mounts"]).stdout.splitlines()
-            if line.split()[1] == str(mount)
-        ]
-        assert "rdma" in options.split(",")
+        mount_point = client.testinfra.mount_point(str(mount))
+        assert mount_point.filesystem == "cifs"
+        assert "rdma" in mount_point.options
 
         here = PurePosixPath("/run/kernel-client")
         written = _make_random(client, here)
         _copy(client, here, mount / "written", "oflag=direct")
-        assert _sha256(ksmbd.host, ksmbd.share_directory / "written") == written
+        arrived = ksmbd.host.testinfra.file(str(ksmbd.share_directory / "written"))
+        assert arrived.sha256sum == written
 
         there = _make_random(ksmbd.host, ksmbd.share_directory / "read")
         assert there != written
         _copy(client, mount / "read", here, "iflag=direct")
-        assert _sha256(client, here) == there
+        assert client.testinfra.file(str(here)).sha256sum == there
 
-        assert set(client.run(["ls", str(mount)]).stdout.split()) >= {"written", "read"}
+        assert set(client.testinfra.file(str(mount)).listdir()) >= {"written", "read"}
     client.run(["rm", str(here)])
     ksmbd.host.run(
         ["rm", str(ksmbd.share_directory / "written"), str(ksmbd.share_directory / "read")]

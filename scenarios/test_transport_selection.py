@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from smbdirect_testbed.scenario import (
+    PORTS,
     Host,
     ServerKind,
     SmbClient,
@@ -38,16 +39,12 @@ class RandomFile:
     sha256: str
 
 
-def _sha256(host: Host, path: PurePosixPath) -> str:
-    return host.run(["sha256sum", str(path)], timeout=60).stdout.split()[0]
-
-
 @pytest.fixture(scope="module")
 def original(client: Host) -> RandomFile:
     path = PurePosixPath("/run/original")
     make = 'head -c "$1" /dev/urandom >"$0"'
     client.run(["sh", "-c", make, str(path), str(_SIZE)])
-    return RandomFile(path, _sha256(client, path))
+    return RandomFile(path, client.testinfra.file(str(path)).sha256sum)
 
 
 @pytest.mark.parametrize("transport", [TCP, NBT, SMBDIRECT])
@@ -72,10 +69,11 @@ def test_copy(
     )
     wire.expect(transport)
     assert f"{_SIZE} " in next(li for li in listed.stdout.splitlines() if li.split()[:1] == [name])
-    stored = smbd.share_directory / name
-    assert _sha256(server, stored) == original.sha256
-    assert _sha256(client, back) == original.sha256
-    server.run(["rm", str(stored)])
+    stored = server.testinfra.file(str(smbd.share_directory / name))
+    assert stored.user == smbd.account.user
+    assert stored.sha256sum == original.sha256
+    assert client.testinfra.file(str(back)).sha256sum == original.sha256
+    server.run(["rm", stored.path])
     client.run(["rm", str(back)])
 
 
@@ -161,7 +159,10 @@ class TestServerWithoutSmbDirect:
         wire.expect(TCP, since=begin)
 
     def test_smbdirect_alone_fails(self, smbclient: SmbClient, wire: Wire) -> None:
-        """With a clear status, within its deadline, and without trying TCP."""
+        """With a clear status, within its deadline, and without trying TCP, which is there."""
+        server = smbclient.server.host
+        address = smbclient.server.address(smbclient.host)
+        assert server.testinfra.socket(f"tcp://{address}:{PORTS[TCP]}").is_listening
         begin = wire.now()
         failed = smbclient.run("ls", transports=[SMBDIRECT], timeout=_DEADLINE, check=False)
         assert not failed.ok
