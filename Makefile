@@ -5,7 +5,7 @@
 # Empty: where the verdict comes soonest.
 ENVIRONMENT =
 
-.PHONY: help setup run test test-fast lint format clean
+.PHONY: help setup run test test-fast lint format docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -29,6 +29,10 @@ format:
 	@.ci/setup dev
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+docs:
+	@.ci/setup dev
+	.venv/bin/python -m smbdirect_testbed.cli.reference
 
 clean:
 	@.venv/bin/smbdirect-testbed clean

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType, ServerKind
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.scenario import Environment, LoadedDriver, RdmaType, ServerKind, SmbServer
 
 _TIMES = 10
 
@@ -56,9 +53,11 @@ def test_unload_and_reload_ten_times(
     in_use = {end.rdma for link in environment.spec.links for end in link.ends}
     names = [n for n in driver.names if n != "siw" or RdmaType.SIW not in in_use]
     with smbd.stopped():
+        assert not smbd.host.testinfra.process.filter(comm="smbd")
         arguments = [str(driver.directory), str(_TIMES), *names]
         cycles = environment.machine.run(["sh", "-c", _CYCLES, "cycles", *arguments], timeout=60)
         assert cycles.stdout.split() == [str(_TIMES)]
         driver.check()
         assert _order(environment, names) == names
+    assert smbd.host.testinfra.process.filter(comm="smbd")
     assert _taint(environment) == taint

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType, Transport
-from smbdirect_testbed.echo.connection import DEFAULT_PORTS
-from smbdirect_testbed.echo.pack import pack
-from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.plugin.subtests import report_subtest
-from smbdirect_testbed.results.knownfail import Expectations
-from smbdirect_testbed.results.results import Outcome
-from smbdirect_testbed.results.subtests import Subtest
+from smbdirect_testbed.scenario import (
+    ECHO_PORTS,
+    Expectations,
+    Host,
+    Outcome,
+    ProvisionError,
+    RdmaType,
+    Subtest,
+    Transport,
+    Wire,
+    pack_echo,
+    report_subtest,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.early, pytest.mark.stands_on("test_socket.py")]
 
@@ -73,7 +76,7 @@ def suite(client: Host, server: Host, tmp_path_factory: pytest.TempPathFactory) 
     # Client and server may be on two machines, which call the directory the same.
     for shared in (client.machine.shared, server.machine.shared):
         file = shared.here / "echo.pyz"
-        pack(file)
+        pack_echo(file)
     end = server.end_towards(client)
     addresses = {"ipv4": str(end.ipv4.ip), "ipv6": str(end.ipv6.ip)}
     log = tmp_path_factory.mktemp("suite") / "server.log"
@@ -134,7 +137,7 @@ def test_bench(suite: Suite, scenario_log: Path) -> None:
 
 def test_nobody_listens(suite: Suite) -> None:
     """One line, and an exit status of its own."""
-    port = max(DEFAULT_PORTS.values()) + 1
+    port = max(ECHO_PORTS.values()) + 1
     options = (suite.addresses["ipv4"], "--transport", "smbdirect", "--port", port)
     done = suite.client.run(suite.command("run", *options), check=False)
     assert done.status == 3

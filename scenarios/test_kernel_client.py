@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.config.spec import ServerKind, Transport
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
-from smbdirect_testbed.smb.mount import mounted
+from smbdirect_testbed.scenario import Host, Ksmbd, ServerKind, Transport, Wire, mounted
 
-pytestmark = [pytest.mark.needs(ServerKind.KSMBD), pytest.mark.stands_on("test_rdma_link.py")]
+pytestmark = [
+    pytest.mark.needs(ServerKind.KSMBD, Transport.SMBDIRECT),
+    pytest.mark.stands_on("test_rdma_link.py"),
+]
 
 _MEBIBYTES = 4
-
-
-@pytest.fixture(scope="module")
-def ksmbd(environment: Environment) -> Iterator[Ksmbd]:
-    (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]
-    with running_ksmbd(
-        environment.hosts[spec.host], environment.driver, spec.transports
-    ) as running:
-        yield running
 
 
 def _make_random(host: Host, path: PurePosixPath) -> str:
@@ -40,31 +28,25 @@ def _copy(host: Host, source: PurePosixPath, target: PurePosixPath, flag: str) -
     host.run(["dd", f"if={source}", f"of={target}", "bs=1M", flag], timeout=120)
 
 
-def _sha256(host: Host, path: PurePosixPath) -> str:
-    return host.run(["sha256sum", str(path)], timeout=60).stdout.split()[0]
-
-
 def test_cifs_mounts_ksmbd_by_rdma(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
     """Random data both ways, the same at both ends, and all of it by RDMA."""
     with mounted(client, ksmbd, Transport.SMBDIRECT) as mount:
-        (options,) = [
-            line.split()[3]
-            for line in client.run(["cat", "/proc/self/mounts"]).stdout.splitlines()
-            if line.split()[1] == str(mount)
-        ]
-        assert "rdma" in options.split(",")
+        mount_point = client.testinfra.mount_point(str(mount))
+        assert mount_point.filesystem == "cifs"
+        assert "rdma" in mount_point.options
 
         here = PurePosixPath("/run/kernel-client")
         written = _make_random(client, here)
         _copy(client, here, mount / "written", "oflag=direct")
-        assert _sha256(ksmbd.host, ksmbd.share_directory / "written") == written
+        arrived = ksmbd.host.testinfra.file(str(ksmbd.share_directory / "written"))
+        assert arrived.sha256sum == written
 
         there = _make_random(ksmbd.host, ksmbd.share_directory / "read")
         assert there != written
         _copy(client, mount / "read", here, "iflag=direct")
-        assert _sha256(client, here) == there
+        assert client.testinfra.file(str(here)).sha256sum == there
 
-        assert set(client.run(["ls", str(mount)]).stdout.split()) >= {"written", "read"}
+        assert set(client.testinfra.file(str(mount)).listdir()) >= {"written", "read"}
     client.run(["rm", str(here)])
     ksmbd.host.run(
         ["rm", str(ksmbd.share_directory / "written"), str(ksmbd.share_directory / "read")]

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import LinkSpec
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, LinkSpec
 
 pytestmark = pytest.mark.early
 
@@ -72,6 +70,9 @@ def test_packets_of_the_mtu_arrive_and_larger_ones_are_refused(
     for link, here, there in _links(environment):
         tries = 3 if not link.loss else 20
         size = link.mtu - _HEADERS
+        end = here.end_towards(there)
+        addresses = here.testinfra.interface(end.device).addresses
+        assert {str(end.ipv4.ip), str(end.ipv6.ip)} <= set(addresses)
         whole = ("-M", "do", "-c", str(tries), "-i", "0.01")
         assert _ping(here, there, link, log, *whole, "-s", str(size)).answered
         if size < _MOST:

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, RdmaType, wait_until
 
 pytestmark = [pytest.mark.early, pytest.mark.stands_on("test_links.py")]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smbdirect_testbed.config.spec import ServerKind, Transport
-from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.plugin.smbtorture import Torture
+from smbdirect_testbed.scenario import ServerKind, Torture, Transport, Wire
 
 pytestmark = [
     pytest.mark.needs(ServerKind.SMBD),

@@ -10,11 +10,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.config.spec import Transport
-from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Host, ProvisionError, Transport, Wire, wait_until
 
 pytestmark = pytest.mark.stands_on("test_rdma_link.py")
 

@@ -15,11 +15,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType, ServerKind
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.scenario import Host, LoadedDriver, Program, RdmaType, ServerKind, SmbServer
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
@@ -30,7 +26,7 @@ _MODULE_CYCLES = 100 if _SLOW else 8
 _PROGRAM = Path(__file__).with_name("programs") / "socket_churn.py"
 _MODULE = "smbdirect_socket"
 
-_FORGETFUL = pytest.mark.kernel_mistake(
+_FORGETFUL = pytest.mark.known_splat(
     "smbdirect_connection_destroy_mem_pools",
     "siw forgets what is left in the send queue of a connection that was broken off",
     sometimes=True,

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Host, Program, wait_until
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 

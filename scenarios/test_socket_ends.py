@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.kernel.built_driver import WEAK_DEVICE
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
+from smbdirect_testbed.scenario import WEAK_DEVICE, Host, LoadedDriver, Program
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 

@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, Program, RdmaType, wait_until
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
@@ -37,7 +33,7 @@ def _references(environment: Environment) -> int:
 
 # One connect of siw's to nobody holds up all others for two minutes: docs/upstream-bugs.md.
 @pytest.mark.needs(RdmaType.RXE)
-@pytest.mark.kernel_mistake(
+@pytest.mark.known_splat(
     "set_work_pool_and_clear_pending",
     "smbdirect.ko initialises work that the receipt of the first message may be queueing",
     sometimes=True,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Host, Program
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 

@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType
-from smbdirect_testbed.kernel.built_driver import LIBRARY
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.machine.loaded_driver import LoadedDriver
+from smbdirect_testbed.scenario import LIBRARY, Host, LoadedDriver, Program, RdmaType
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 

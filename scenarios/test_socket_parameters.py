@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
+from smbdirect_testbed.scenario import Environment, Host, Program
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 

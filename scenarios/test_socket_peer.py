@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.config.ports import PORTS
-from smbdirect_testbed.config.spec import RdmaType, ServerKind, Transport
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.lib.wait import wait_until
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.ksmbd import RDMA_PORTS, running_ksmbd
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.scenario import (
+    PORTS,
+    RDMA_PORTS,
+    Environment,
+    Host,
+    Program,
+    ProvisionError,
+    RdmaType,
+    ServerKind,
+    SmbServer,
+    Transport,
+    running_ksmbd,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.thorough, pytest.mark.stands_on("test_socket.py")]
 
@@ -169,7 +174,7 @@ def test_dead_keys(hostile_client: Program) -> None:
     _ended(results)
 
 
-@pytest.mark.kernel_mistake(
+@pytest.mark.known_splat(
     "smbdirect_connection_recv_io_done",
     "smbdirect.ko warns when a peer writes with immediate data: anybody can make it do so",
 )
@@ -261,13 +266,13 @@ def test_server_dies(hostile_server: Program) -> None:
         assert result["client seconds"] <= _PROMPT, case
 
 
-@pytest.mark.needs(ServerKind.SMBD)
+@pytest.mark.needs(ServerKind.SMBD, Transport.SMBDIRECT)
 def test_smbd(client: Host, server: Host, smbd: SmbServer) -> None:
     """Samba, on the socket."""
     _smb(Program(_PROGRAMS / "hostile_client.py", client, server), PORTS[Transport.SMBDIRECT])
 
 
-@pytest.mark.needs(ServerKind.KSMBD)
+@pytest.mark.needs(ServerKind.KSMBD, Transport.SMBDIRECT)
 def test_ksmbd(environment: Environment, client: Host) -> None:
     """The kernel's server, on smbdirect.ko itself: what holds there holds without the socket."""
     (spec,) = [s for s in environment.spec.servers if s.kind is ServerKind.KSMBD]

@@ -9,11 +9,16 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.config.spec import Transport
-from smbdirect_testbed.evidence.capture import TransportNotProven, Wire
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.smbclient import SmbClient
+from smbdirect_testbed.scenario import (
+    PORTS,
+    Host,
+    ServerKind,
+    SmbClient,
+    SmbServer,
+    Transport,
+    TransportNotProven,
+    Wire,
+)
 
 pytestmark = pytest.mark.stands_on("test_socket.py", "test_echo.py")
 
@@ -36,16 +41,12 @@ class RandomFile:
     sha256: str
 
 
-def _sha256(host: Host, path: PurePosixPath) -> str:
-    return host.run(["sha256sum", str(path)], timeout=60).stdout.split()[0]
-
-
 @pytest.fixture(scope="module")
 def original(client: Host) -> RandomFile:
     path = PurePosixPath("/run/original")
     make = 'head -c "$1" /dev/urandom >"$0"'
     client.run(["sh", "-c", make, str(path), str(_SIZE)])
-    return RandomFile(path, _sha256(client, path))
+    return RandomFile(path, client.testinfra.file(str(path)).sha256sum)
 
 
 @pytest.mark.parametrize("transport", [TCP, NBT, SMBDIRECT])
@@ -70,10 +71,11 @@ def test_copy(
     )
     wire.expect(transport)
     assert f"{_SIZE} " in next(li for li in listed.stdout.splitlines() if li.split()[:1] == [name])
-    stored = smbd.share_directory / name
-    assert _sha256(server, stored) == original.sha256
-    assert _sha256(client, back) == original.sha256
-    server.run(["rm", str(stored)])
+    stored = server.testinfra.file(str(smbd.share_directory / name))
+    assert stored.user == smbd.account.user
+    assert stored.sha256sum == original.sha256
+    assert client.testinfra.file(str(back)).sha256sum == original.sha256
+    server.run(["rm", stored.path])
     client.run(["rm", str(back)])
 
 
@@ -83,6 +85,7 @@ def test_ipv6(smbclient: SmbClient, wire: Wire, transport: Transport) -> None:
     wire.expect(transport)
 
 
+@pytest.mark.needs(ServerKind.SMBD, TCP)
 def test_a_silent_fallback_is_noticed(smbclient: SmbClient, wire: Wire) -> None:
     """The proof itself: SMB over TCP must not pass for SMB-Direct."""
     smbclient.run("ls", transports=[TCP])
@@ -158,7 +161,10 @@ class TestServerWithoutSmbDirect:
         wire.expect(TCP, since=begin)
 
     def test_smbdirect_alone_fails(self, smbclient: SmbClient, wire: Wire) -> None:
-        """With a clear status, within its deadline, and without trying TCP."""
+        """With a clear status, within its deadline, and without trying TCP, which is there."""
+        server = smbclient.server.host
+        address = smbclient.server.address(smbclient.host)
+        assert server.testinfra.socket(f"tcp://{address}:{PORTS[TCP]}").is_listening
         begin = wire.now()
         failed = smbclient.run("ls", transports=[SMBDIRECT], timeout=_DEADLINE, check=False)
         assert not failed.ok

@@ -14,8 +14,8 @@ from smbdirect_testbed.lib import paths
 FLOORS = (
     {"cli", "bench"},
     {"run"},
-    {"plugin"},
     {"scenario"},
+    {"plugin"},
     {"environment"},
     {"carriers", "smb", "evidence"},
     {"machine"},
@@ -44,8 +44,9 @@ MAY_USE = {
 }
 EXCEPTIONS = {
     ("cli.main", "bench.cli"),
-    ("machine.guest_program", "smbdirect"),
     ("echo.cli", "lib.errors"),
+    ("scenario", "echo.connection"),
+    ("scenario", "echo.pack"),
 }
 
 

@@ -22,6 +22,7 @@ from smbdirect_testbed.config.spec import (
     RdmaType,
     Role,
     ServerKind,
+    ServerSpec,
 )
 from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
@@ -99,6 +100,8 @@ class Run:
         self.provide: Callable[[], Any] = self.provided
         self.torn_down = False
         self.smbd = False
+        self.servers: tuple[ServerSpec, ...] = ()
+        """What the environment's spec says of servers."""
         self.waited_for_servers = 0
         self.no_servers: ProvisionError | None = None
         self.rdma: RdmaType | None = RdmaType.RXE
@@ -143,6 +146,7 @@ class Run:
             image="none",
             hosts=(HostSpec(name="client", role=Role.CLIENT),),
             links=(),
+            servers=self.servers,
         )
         logs = machine.shared.here / "smbd"
         logs.mkdir()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.helpers.plugin_run import WARNING, Run
 
+from smbdirect_testbed.config.spec import ServerKind, ServerSpec, Transport
 from smbdirect_testbed.lib.errors import ExitStatus, MachineDied, ProvisionError, UsageError
 from smbdirect_testbed.lib.version import own_version
 
@@ -128,14 +129,14 @@ def test_kernel_report_fails_the_scenario_it_belongs_to(run: Run) -> None:
     assert (run.results / "kernel.log").read_text().count("cut here") == 2
 
 
-def test_known_mistakes_of_the_kernel(run: Run) -> None:
+def test_known_splats(run: Run) -> None:
     """Are known failures, and failures when they are not made, or when there are others."""
     run.write(
         f"""
         import pytest
         WARNING = {WARNING!r}
-        known = pytest.mark.kernel_mistake("smbdirect_connection_wait", "it waits")
-        random = pytest.mark.kernel_mistake(*known.args, sometimes=True)
+        known = pytest.mark.known_splat("smbdirect_connection_wait", "it waits")
+        random = pytest.mark.known_splat(*known.args, sometimes=True)
 
         @random
         def test_random_made(environment):
@@ -180,6 +181,34 @@ def test_known_mistakes_of_the_kernel(run: Run) -> None:
     }
     assert "take the mark" in run.scenario("test_not_made")["message"]
     assert run.scenario("test_made")["message"] == "it waits"
+    assert run.json()["notes"] == []
+
+
+def test_the_old_name_of_a_marker_works_and_a_note_has_the_new_one(run: Run) -> None:
+    run.write(
+        f"""
+        import pytest
+        old = pytest.mark.kernel_mistake("smbdirect_connection_wait", "it waits")
+
+        @old
+        def test_made(environment):
+            environment.machine.says({WARNING!r})
+
+        @pytest.fixture
+        def marked(request):
+            request.applymarker(old)
+
+        def test_not_made(marked):
+            pass
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert run.scenario("test_made")["outcome"] == "knownfail"
+    assert run.scenario("test_not_made")["outcome"] == "failed"
+    note = (
+        "test_it.py: the marker kernel_mistake is called known_splat now; the old name works, too"
+    )
+    assert run.json()["notes"] == [note]
 
 
 def test_kernel_reports_outside_of_scenarios_fail_the_run(run: Run) -> None:
@@ -565,6 +594,12 @@ def test_interrupted_while_provided(run: Run) -> None:
             None,
             "there is no such feature",
         ),
+        (
+            "import pytest\n@pytest.mark.needs('nbt')\ndef test_one(): pass",
+            "",
+            None,
+            "of which server",
+        ),
         ("import pytest\n@pytest.mark.neds('rxe')\ndef test_one(): pass", "", None, "be read"),
     ],
 )
@@ -612,6 +647,61 @@ def test_skips(run: Run) -> None:
     assert run.json()["reason"] == "every scenario was skipped, so nothing was tested"
     assert run.scenario("test_marked")["message"] == "environment fake has no smbd and no rxe"
     assert run.scenario("test_fixture")["message"] == "environment fake has no smbd"
+
+
+TRANSPORTS = """
+import pytest
+from smbdirect_testbed.config.spec import Transport
+
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.NBT])
+def test_parameter(smbd, transport): pass
+
+@pytest.mark.parametrize("transports", [[Transport.TCP, Transport.SMBDIRECT]])
+def test_list(smbd, transports): pass
+
+@pytest.mark.parametrize("transport", [Transport.NBT])
+def test_without_a_server(transport): pass
+
+@pytest.mark.needs("nbt", "smbdirect")
+def test_marked(smbd): pass
+
+@pytest.mark.needs("ksmbd", "smbdirect")
+def test_of_another_server(): pass
+"""
+
+
+def test_what_a_server_does_not_offer_is_skipped(run: Run) -> None:
+    run.smbd = True
+    tcp = (Transport.TCP,)
+    run.servers = (ServerSpec(kind=ServerKind.SMBD, host="client", transports=tcp),)
+    run.write(TRANSPORTS)
+    assert run.main() is ExitStatus.PASSED
+    seen = {s["id"].rpartition("::")[2]: (s["outcome"], s["message"]) for s in scenarios(run)}
+    lacks = "smbd in environment fake does not offer"
+    assert seen == {
+        "test_parameter[tcp]": ("passed", ""),
+        "test_parameter[nbt]": ("skipped", f"{lacks} nbt"),
+        "test_list[transports0]": ("skipped", f"{lacks} smbdirect"),
+        "test_without_a_server[nbt]": ("passed", ""),
+        "test_marked": ("skipped", f"{lacks} nbt and smbdirect"),
+        "test_of_another_server": ("skipped", "environment fake has no ksmbd"),
+    }
+
+
+def test_all_transports_are_offered(run: Run) -> None:
+    run.smbd = True
+    run.servers = (ServerSpec(kind=ServerKind.SMBD, host="client"),)
+    run.write(TRANSPORTS)
+    assert run.main() is ExitStatus.PASSED
+    assert [s["id"] for s in scenarios(run) if s["outcome"] == "skipped"] == [
+        "test_it.py::test_of_another_server"
+    ]
+
+
+def scenarios(run: Run) -> list[dict[str, Any]]:
+    """All in run.json."""
+    found: list[dict[str, Any]] = run.json()["scenarios"]
+    return found
 
 
 def test_error_of_the_testbed_leaves_results(run: Run) -> None:

@@ -168,6 +168,15 @@ def test_a_suite_of_which_nothing_is_expected(torture_run: Run) -> None:
     assert torture_run.scenario("::invalid[smbdirect]")["outcome"] == "failed"
 
 
+def test_without_a_file_nothing_is_expected(torture_run: Run) -> None:
+    """A scenario's file may lie anywhere, alone."""
+    (torture_run.scenarios / "smbtorture" / "knownfail.toml").unlink()
+    assert torture_run.main() is ExitStatus.FAILED
+    assert [c[-1] for c in torture_run.commands] == ["smb2.rw"]
+    assert torture_run.scenario("::invalid[smbdirect]")["outcome"] == "failed"
+    assert torture_run.scenario("::rw1[smbdirect]")["outcome"] == "passed"
+
+
 def test_a_suite_without_tests(torture_run: Run, suite: RecordedSuite) -> None:
     suite.tests.clear()
     assert torture_run.main() is ExitStatus.FAILED

@@ -31,14 +31,26 @@ class CarrierKind(StrEnum):
 
 
 class RdmaType(StrEnum):
-    """The soft-RDMA driver behind an RDMA link."""
+    """The soft-RDMA driver behind an RDMA link.
+
+    ::
+
+        if client.end_towards(server).rdma is RdmaType.SIW:
+            pytest.skip("iWARP has no immediate data")
+    """
 
     RXE = "rxe"
     SIW = "siw"
 
 
 class Transport(StrEnum):
-    """How SMB travels between a client and a server."""
+    """How SMB travels between a client and a server.
+
+    ::
+
+        smbclient.run("ls", transports=[Transport.SMBDIRECT, Transport.TCP])
+        wire.expect(Transport.SMBDIRECT)
+    """
 
     TCP = "tcp"
     NBT = "nbt"
@@ -46,14 +58,26 @@ class Transport(StrEnum):
 
 
 class ServerKind(StrEnum):
-    """An SMB server implementation."""
+    """An SMB server implementation.
+
+    ::
+
+        if running := environment.server(ServerKind.SMBD):
+            running.check()
+    """
 
     SMBD = "smbd"
     KSMBD = "ksmbd"
 
 
 class Role(StrEnum):
-    """What a host is for."""
+    """What a host is for.
+
+    ::
+
+        monitor = environment.host(Role.MONITOR)
+        clients = [h for h in environment.hosts.values() if h.role is Role.CLIENT]
+    """
 
     SERVER = "server"
     CLIENT = "client"
@@ -158,6 +182,11 @@ class LinkEnd:
 @dataclass(frozen=True, config=_STRICT)
 class LinkSpec:
     """A connection between two hosts, as Ethernet has it.
+
+    ::
+
+        for link in environment.spec.links:
+            here, there = (environment.hosts[end.host] for end in link.ends)
 
     :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
     :param neighbours: set permanent neighbour entries; without them a first RDMA connection can

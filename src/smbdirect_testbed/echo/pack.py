@@ -12,7 +12,12 @@ _NOT_PACKED = ("cli.py", "pack.py")
 
 
 def pack(file: Path) -> None:
-    """Write the suite's program to a file; it is executable.
+    """Write the echo suite's program to one file that any Python 3.11 runs.
+
+    ::
+
+        pack_echo(client.machine.shared.here / "echo.pyz")
+        client.run(["python3", "-I", f"{client.machine.shared.there}/echo.pyz", "--help"])
 
     :raises OSError: the file cannot be written
     """

@@ -26,7 +26,12 @@ Kernel = UmlKernel | RunningKernel
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything that a scenario can use.
+    """An environment that is up: its machines, hosts, links and servers.
+
+    ::
+
+        for host in environment.hosts.values():
+            host.run(["rdma", "link", "show"])
 
     :param kernel: the machines' kernel, if it is not the image's own
     :param machines: by name, and so are the drivers and the kernel logs that they have

@@ -54,12 +54,25 @@ what it uses of it."""
 
 
 class TransportNotProven(AssertionError):
-    """SMB went another way than a scenario said, or nothing shows which way it went."""
+    """SMB went another way than a scenario said, or nothing shows which way it went.
+
+    ::
+
+        smbclient.run("ls", transports=[Transport.TCP])
+        with pytest.raises(TransportNotProven, match="SMB went over TCP"):
+            wire.expect(Transport.SMBDIRECT)
+    """
 
 
 @dataclass(frozen=True)
 class Moment:
     """The state of the wire at one moment.
+
+    ::
+
+        begin: Moment = wire.now()
+        smbclient.run("ls", transports=[Transport.TCP])
+        wire.expect(Transport.TCP, since=begin)
 
     :param traffic: frames by kind since the capture began
     """
@@ -243,6 +256,11 @@ def _file(client: Host) -> Path:
 @dataclass
 class Wire:
     """What went over the wire during one scenario.
+
+    ::
+
+        smbclient.run("ls", transports=[Transport.SMBDIRECT])
+        wire.expect(Transport.SMBDIRECT)
 
     :param begin: the moment at which it began
     :param proofs: what :meth:`expect` found, for the results

@@ -24,6 +24,12 @@ class ExitStatus(IntEnum):
 class TestbedError(Exception):
     """An expected failure: one line for the user, and what to do about it.
 
+    ::
+
+        with pytest.raises(TestbedError) as error:
+            client.run(["false"])
+        assert error.value.message == "command failed with status 1: false"
+
     :param message: what is wrong and where, one line
     :param hint: what the user can do, one line
     :param detail: evidence to show below the line (compiler errors, the end of a log)
@@ -46,15 +52,33 @@ class UsageError(TestbedError):
 
 
 class ProvisionError(TestbedError):
-    """The environment could not be provided."""
+    """The environment could not be provided.
+
+    ::
+
+        if "listening" not in done.stdout:
+            raise ProvisionError("the echo server does not listen", detail=done.output)
+    """
 
 
 class MachineDied(ProvisionError):
-    """A machine stopped running: kernel panic, or its carrier's process ended."""
+    """A machine stopped running: kernel panic, or its carrier's process ended.
+
+    ::
+
+        with pytest.raises(MachineDied, match="sysrq"):
+            server.machine.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"])
+    """
 
 
 class CommandFailed(ProvisionError):
     """A command ended with a status other than 0, or not in time.
+
+    ::
+
+        with pytest.raises(CommandFailed) as error:
+            client.run(["sh", "-c", "exit 3"])
+        assert error.value.status == 3
 
     :param argv: the command
     :param status: its exit status; negative is a signal; None means it was stopped at its deadline

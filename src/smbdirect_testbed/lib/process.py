@@ -18,6 +18,11 @@ from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 class CommandResult:
     """What a command printed and how it ended.
 
+    ::
+
+        done = client.run(["smbclient", "--list", str(server.ipv4), "--no-pass"], check=False)
+        assert done.ok or "NT_STATUS_ACCESS_DENIED" in done.output
+
     :param argv: the command as it was run
     :param status: exit status; negative is the number of the signal that ended it
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smbdirect_testbed import smbdirect
+from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
@@ -19,7 +19,8 @@ from smbdirect_testbed.machine.host import Host
 _PYTHON = ["python3", "-I"]
 _SHARED = "shared"
 """The directory, next to the program, of modules that programs have in common."""
-"""The directory, beside the program, of modules that programs have in common."""
+_MODULE = paths.PACKAGE / "smbdirect.py"
+"""The module for SMB-Direct sockets, which is not imported here: that would take its time."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Program:
     """A Python program on a client and on a server, with the module for SMB-Direct sockets.
 
     Its clients print one line of JSON; its server prints a line with ``listening`` when it is.
+
+    ::
+
+        program = Program(Path("programs/socket_stream.py"), client, server)
+        with program.serving(scenario_log / "server.log", "serve", program.address, 5480):
+            program.do("call", program.address, 5480, "fork")
 
     :param source: of the program, on this computer; it needs no more than a plain Python
     """
@@ -47,8 +54,7 @@ class Program:
         shutil.copy(self.source, there)
         for module in (self.source.parent / _SHARED).glob("*.py"):
             shutil.copy(module, shared.here / module.name)
-        module = Path(smbdirect.__file__)
-        shutil.copy(module, shared.here / module.name)
+        shutil.copy(_MODULE, shared.here / _MODULE.name)
         return [*_PYTHON, str(shared.path_there(there)), *map(str, arguments)]
 
     def do(self, *arguments: object, timeout: float = 90) -> dict[str, Any]:

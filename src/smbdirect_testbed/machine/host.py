@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 class HostEnd:
     """A host's end of a link, as it was made.
 
+    ::
+
+        end = server.end_towards(client)
+        client.run(["ping", "-c1", str(end.ipv4.ip)])
+        assert server.testinfra.interface(end.device).exists
+
     :param device: the network interface
     :param mac: its address; locally administered, fixed by the environment
     :param rdma: the type of its RDMA link, if it has one
@@ -44,7 +50,12 @@ class HostEnd:
 
 @dataclass(frozen=True)
 class Host:
-    """A network stack on a machine.
+    """A network stack on a machine, and the commands that run in it.
+
+    ::
+
+        with server.background(["rping", "-s", "-a", str(server.ipv4)], scenario_log / "rping.log"):
+            client.run(["rping", "-c", "-a", str(server.ipv4), "-C1"], timeout=20)
 
     :param pid: the process whose namespaces are the host's; 0 for the machine's own stack
     """
@@ -149,8 +160,14 @@ class Host:
 
     @cached_property
     def testinfra(self) -> testinfra.host.Host:
-        """This host for pytest-testinfra: files, processes, sockets, commands."""
-        # Few need it, and its import takes time.
+        """This host for pytest-testinfra: files, processes, sockets, packages, interfaces.
+
+        ::
+
+            assert server.testinfra.socket(f"tcp://{server.ipv4}:445").is_listening
+            assert server.testinfra.process.filter(comm="smbd")
+        """
+        # Not every scenario needs it, and its import takes time.
         from smbdirect_testbed.machine.testinfra_backend import testinfra_host
 
-        return testinfra_host(self)
+        return testinfra_host(self.name, self.run)

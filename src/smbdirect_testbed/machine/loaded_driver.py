@@ -46,6 +46,11 @@ def load_distribution_modules(machine: Machine) -> None:
 class LoadedDriver:
     """The modules of a built driver in one machine.
 
+    ::
+
+        assert driver.loaded() == {m.name: m.build_id for m in driver.built.modules}
+        client.run([str(driver.launcher), "smbclient", "--version"])
+
     :param built: what was built, with the load order
     """
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 class Machine(ABC):
     """A running kernel from a carrier.
 
+    ::
+
+        references = server.machine.run(["cat", "/sys/module/smbdirect_socket/refcnt"]).stdout
+        assert client.machine.death() is None
+
     :param name: unique within an environment
     :param shared: a directory seen by both sides, on no disk of the machine
     :param console: a file on this computer that grows with the machine's kernel log; it outlives

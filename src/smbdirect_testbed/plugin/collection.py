@@ -15,8 +15,7 @@ from smbdirect_testbed.plugin.foundations import (
 )
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.shard import Share
-from smbdirect_testbed.plugin.smbtorture import expectations_of
-from smbdirect_testbed.results.knownfail import Expectations
+from smbdirect_testbed.plugin.smbtorture import check_expectations
 
 
 class Collection:
@@ -73,13 +72,7 @@ class Collection:
         if self._share:
             items[:] = self._share.pick(items)
         items[:] = foundations_first(items, files)
-        for path in {
-            expectations_of(i) for i in items if "torture" in getattr(i, "fixturenames", ())
-        }:
-            try:
-                Expectations.load(path)
-            except UsageError as e:
-                raise pytest.UsageError(e.message) from e
+        check_expectations(items)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._context.recorder.expect(item.nodeid for item in session.items)

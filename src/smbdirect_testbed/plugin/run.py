@@ -162,8 +162,8 @@ class RunPlugin:
 
     def pytest_configure(self, config: pytest.Config) -> None:
         self._config = config
-        for marker in markers.MARKERS:
-            config.addinivalue_line("markers", marker)
+        for line in markers.lines():
+            config.addinivalue_line("markers", line)
         config.pluginmanager.register(Fixtures(self._context))
 
     # Running. An environment is up from the first item to the last; after Ctrl-C it stays up
@@ -406,7 +406,7 @@ class RunPlugin:
         else:
             return
         untrusted = suspicious(splats)
-        splats, not_made = known_splats.expect(item, report, splats)
+        splats, not_made = known_splats.expect(item, report, splats, self._context.notes)
         death = evidence.death()
         if report.when == "teardown":
             if death and not was_broken:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smbdirect_testbed.config.spec import Transport
-from smbdirect_testbed.lib.errors import CommandFailed
+from smbdirect_testbed.lib.errors import CommandFailed, UsageError
 from smbdirect_testbed.plugin.subtests import report_subtest
 from smbdirect_testbed.results.knownfail import Expectations
 from smbdirect_testbed.results.subtests import Subtest, name_within
@@ -19,22 +19,55 @@ if TYPE_CHECKING:
     from smbdirect_testbed.machine.host import Host
     from smbdirect_testbed.smb.smbd import Smbd
 
+_FIXTURE = "torture"
 _TIMEOUT = 300.0
+"""Seconds."""
 _OPTIONS = ("--option=torture:timelimit=2",)
 """The benchmarks among the tests run for this many seconds instead of 10."""
 
 
-def expectations_of(item: pytest.Item) -> Path:
-    """The data file for scenarios that use smbtorture."""
-    return item.path.parent / "smbtorture" / "knownfail.toml"
+def _expectations_of(item: pytest.Item) -> Expectations:
+    """What is expected of smbtorture in a scenario; nothing without a file that says so.
+
+    :raises UsageError: the file is not right
+    """
+    path = item.path.parent / "smbtorture" / "knownfail.toml"
+    return Expectations.load(path) if path.exists() else Expectations(path, ())
+
+
+def check_expectations(items: Sequence[pytest.Item]) -> None:
+    """Raise :class:`pytest.UsageError` for a file of expectations that is not right."""
+    try:
+        for item in {i.path.parent: i for i in items if _FIXTURE in _fixtures(i)}.values():
+            _expectations_of(item)
+    except UsageError as e:
+        raise pytest.UsageError(e.message) from e
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 class TortureFailed(AssertionError):
-    """A run of smbtorture whose results cannot be trusted as a whole."""
+    """A run of smbtorture whose results cannot be trusted as a whole.
+
+    ::
+
+        with pytest.raises(TortureFailed):
+            torture.run("smb2.pigeon", Transport.TCP)
+    """
 
 
 class Torture:
     """Runs suites of smbtorture from the client against a server.
+
+    What is expected to fail is in ``smbtorture/knownfail.toml`` beside the scenario's file; without
+    that file nothing is.
+
+    ::
+
+        torture.run("smb2.lock", Transport.SMBDIRECT)
+        torture.run("smb2.rw", Transport.TCP, tests=["rw1", "rw2"])
 
     :param item: the scenario
     :param logs: where smbtorture's output goes
@@ -49,7 +82,7 @@ class Torture:
         self._server = server
         self._logs = logs
         self._notes = notes
-        self.expectations = Expectations.load(expectations_of(item))
+        self.expectations = _expectations_of(item)
 
     def run(
         self,

@@ -65,7 +65,7 @@ _ENTRIES = TypeAdapter(dict[str, list[Expectation]])
 
 @dataclass(frozen=True)
 class Expectations:
-    """The entries of a data file::
+    """What is expected of tests: the entries of a file such as ``knownfail.toml``::
 
         expected = Expectations.load(path).about("smb2.lock", Transport.SMBDIRECT)
         judged = expected.judge(Subtest("rw-none", Outcome.FAILED, seconds=0.1))

@@ -66,7 +66,13 @@ rm -f "$private/main"
 
 
 class Ksmbd(SmbServer):
-    """ksmbd on a host that has the machine's own network stack: it listens nowhere else."""
+    """ksmbd on a host that has the machine's own network stack: it listens nowhere else.
+
+    ::
+
+        with mounted(client, ksmbd, Transport.SMBDIRECT) as share:
+            client.run(["ls", str(share)])
+    """
 
     kind = ServerKind.KSMBD
 
@@ -120,6 +126,11 @@ def running_ksmbd(
     host: Host, driver: LoadedDriver, transports: Sequence[Transport]
 ) -> Iterator[Ksmbd]:
     """Have ksmbd running on a host while the context lasts; a machine has only one.
+
+    ::
+
+        with running_ksmbd(environment.hosts["kserver"], driver, [Transport.TCP]) as ksmbd:
+            assert ksmbd.running()
 
     :raises ProvisionError: it did not start, with the end of its log
     """

@@ -20,6 +20,11 @@ def mounted(
 ) -> Iterator[PurePosixPath]:
     """Mount a server's share in a client while the context lasts; yield where.
 
+    ::
+
+        with mounted(client, ksmbd, Transport.SMBDIRECT, options="vers=3.1.1,cache=none") as share:
+            client.run(["cp", "/etc/hosts", f"{share}/hosts"])
+
     :param options: further options of mount.cifs(8)
     :raises CommandFailed: mount or umount failed
     """

@@ -34,6 +34,11 @@ TESTER = Account("tester", "password", "8846F7EAEE8FB117AD06BDD830B7586C")
 class SmbServer(ABC):
     """An SMB server on a host.
 
+    ::
+
+        with smbd.stopped():
+            assert not server.testinfra.process.filter(comm="smbd")
+
     :param share_directory: the share's directory in the machine
     :param logs: where its logs are, on this computer
     :param transports: what it listens on while it runs

@@ -19,6 +19,11 @@ _NO_CONFIG = PurePosixPath("/dev/null")
 class SmbClient:
     """Samba's smbclient on a host, for one server.
 
+    ::
+
+        smbclient.run("put /etc/hosts hosts", "ls hosts", transports=[Transport.SMBDIRECT])
+        assert not smbclient.run("ls", spelt="pigeon", check=False).ok
+
     :param host: where it runs
     """
 

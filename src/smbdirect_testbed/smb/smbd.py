@@ -125,7 +125,13 @@ done
 
 
 class Smbd(SmbServer):
-    """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct."""
+    """Samba's smbd on a host, under ``smbdirect-run`` when that is needed for SMB-Direct.
+
+    ::
+
+        with smbd.offering(Transport.TCP):
+            assert not smbclient.run("ls", transports=[Transport.SMBDIRECT], check=False).ok
+    """
 
     kind = ServerKind.SMBD
 
