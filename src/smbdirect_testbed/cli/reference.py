@@ -47,8 +47,9 @@ class Entry:
         :raises ValueError: it has no summary or no example
         """
         text = inspect.cleandoc(docstring or "")
-        example = re.search(r"^::\n\n((?:(?: {4}.*)?\n)+)", f"{text}\n", re.M)
+        example = re.search(r"::\n\n((?:(?: {4}.*)?\n)+)", f"{text}\n", re.M)
         summary = re.sub(r":\w+:`|``", "`", text.partition("\n\n")[0].replace("\n", " "))
+        summary = re.sub(r"::$", ".", summary)
         if not summary or example is None:
             raise ValueError(f"{name} has no summary and example in its docstring")
         return cls(name, summary, textwrap.dedent(example[1]).strip())

@@ -24,7 +24,10 @@ _LONGEST_NAME = 100
 
 
 class Outcome(StrEnum):
-    """How a scenario ended."""
+    """How a scenario, or a test within one, ended::
+
+    assert result.outcome is Outcome.PASSED
+    """
 
     PASSED = "passed"
     FAILED = "failed"

@@ -1,1 +1,0 @@
-"""The driver under test: kernel modules from a source, built against an image's kernel."""
