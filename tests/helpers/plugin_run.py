@@ -22,7 +22,7 @@ from smbdirect_testbed.config.spec import (
     Role,
     ServerKind,
 )
-from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError
+from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError, TestbedError, UsageError
 from smbdirect_testbed.lib.process import CommandResult
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import KernelLog
@@ -96,6 +96,7 @@ class Run:
         self.results = directory / "results" / "20261122-081530-fake-0000"
         self.machine: ScenarioMachine | None = None
         self.provide: Callable[[], Any] = self.provided
+        self.raises: tuple[type[TestbedError], ...] = (UsageError,)
         self.torn_down = False
         self.smbd = False
         self.waited_for_servers = 0
@@ -177,6 +178,7 @@ class Run:
             self.results,
             Progress(),
             environment="fake",
+            raises=self.raises,
         )
         return self.plugin.main(paths or [str(self.scenarios)], expression)
 

@@ -6,7 +6,8 @@ Anything else that escapes is a bug of the testbed.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -47,6 +48,21 @@ class UsageError(TestbedError):
 
 class ProvisionError(TestbedError):
     """The environment could not be provided."""
+
+
+class CarrierFailed(ProvisionError):
+    """No machine could be started, for whatever reason; one of another carrier may be."""
+
+
+@contextmanager
+def carrier_failures() -> Iterator[None]:
+    """Raise what cannot be provided in the block as :class:`CarrierFailed`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ProvisionError as e:
+        raise CarrierFailed(e.message, hint=e.hint, detail=e.detail) from e
 
 
 class MachineDied(ProvisionError):

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from smbdirect_testbed.lib.errors import ProvisionError
 
 from smbdirect_testbed.carriers.uml.memory_place import memory_place
+from smbdirect_testbed.lib.errors import ProvisionError
 
 
 def test_the_first_fit_place_is_taken(tmp_path: Path) -> None:
