@@ -9,8 +9,9 @@ from pathlib import Path
 import docker
 from docker.errors import ImageNotFound
 
-from smbdirect_testbed import cache, mirror, process
-from smbdirect_testbed.progress import Progress
+from smbdirect_testbed.image import mirror
+from smbdirect_testbed.lib import cache, process
+from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "1"
 _NAME = "smbdirect-testbed-tests"

@@ -8,8 +8,8 @@ import docker
 import pytest
 from tests.containers.engine import container_engine
 
-from smbdirect_testbed import paths
-from smbdirect_testbed.errors import ProvisionError
+from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.errors import ProvisionError
 
 
 @pytest.fixture(scope="session")

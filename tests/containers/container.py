@@ -16,7 +16,7 @@ import docker
 from docker.models.containers import Container as Engines
 from tests.containers.host_settings import pip_settings
 
-from smbdirect_testbed import paths
+from smbdirect_testbed.lib import paths
 
 CHECKOUT = "/srv/smbdirect-testbed"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException
 
-from smbdirect_testbed.errors import ProvisionError
-from smbdirect_testbed.process import kill_group
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.process import kill_group
+from smbdirect_testbed.lib.wait import wait_until
 
 _ANSWER_SECONDS = 1800
 """No single request to an engine takes longer: to import an image, say."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smbdirect_testbed import process
+from smbdirect_testbed.lib import process
 
 _LOCAL = re.compile(r"(?P<scheme>(?:file://)?)(?P<path>/\S*)")
 _THERE = "/of-host"

@@ -16,7 +16,7 @@ import pytest
 from tests.containers.base import provide_base
 from tests.containers.container import CHECKOUT, Container, container
 
-from smbdirect_testbed import paths
+from smbdirect_testbed.lib import paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.container_cold]
 

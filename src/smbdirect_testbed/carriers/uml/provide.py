@@ -40,7 +40,7 @@ from smbdirect_testbed.carriers.uml.memory_place import memory_place
 from smbdirect_testbed.carriers.uml.slirp import Slirp
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import INIT, Image
-from smbdirect_testbed.kernel.uml import UmlKernel
+from smbdirect_testbed.kernel.uml import UmlProgram
 from smbdirect_testbed.lib.cache import disk_full_reported
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -134,7 +134,7 @@ class UmlMachine(SshMachine):
 def uml_machine(
     name: str,
     image: Image,
-    kernel: UmlKernel,
+    kernel: UmlProgram,
     spec: MachineSpec,
     directory: Path,
     progress: Progress,
@@ -202,7 +202,7 @@ class _MachineParts:
     """What a machine is made of."""
 
     image: Image
-    kernel: UmlKernel
+    kernel: UmlProgram
     spec: MachineSpec
     links: tuple[MachineLinkEnd, ...]
 
@@ -305,7 +305,7 @@ def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int,
         as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
         interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
     """
-    place = memory_place(parts.spec.memory, _memory_places(state))
+    place = require_place(parts.spec.memory, state)
     with state.console.open("ab") as console, _refusal_named(parts.kernel.binary):
         subprocess.Popen(
             _argv(record, parts, state, agent),
@@ -333,6 +333,15 @@ def _refusal_named(binary: Path) -> Iterator[None]:
             f"User Mode Linux cannot be run from {binary.parent}: {e.strerror}",
             hint="is it mounted noexec? set SMBDIRECT_TESTBED_CACHE to a directory elsewhere",
         ) from e
+
+
+def require_place(memory: int, state: UmlState) -> Path:
+    """Where the machine's memory is going to be.
+
+    :param memory: MiB
+    :raises ProvisionError: there is no place for it
+    """
+    return memory_place(memory, _memory_places(state))
 
 
 def _memory_places(state: UmlState) -> tuple[Path, ...]:
