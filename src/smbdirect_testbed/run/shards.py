@@ -48,6 +48,19 @@ def run_in_parts(part: Part, jobs: int, directory: Path, progress: Progress) -> 
     :param directory: of the run's results
     :raises TestbedError: what a share raised, as if there were no shares
     """
+    with progress.shared():
+        answers = _answers_of(part, jobs, directory)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    parts = [answer for answer in answers if isinstance(answer, RunResults)]
+    found = merged(directory, parts, progress.elapsed())
+    publish(found, keep=False)
+    return found
+
+
+def _answers_of(part: Part, jobs: int, directory: Path) -> list[RunResults | BaseException]:
+    """Run all shares; what came of each."""
     context = multiprocessing.get_context("fork")
     running: dict[Connection, BaseProcess] = {}
     directories = [directory / f"part-{number + 1}" for number in range(jobs)]
@@ -60,18 +73,11 @@ def run_in_parts(part: Part, jobs: int, directory: Path, progress: Progress) -> 
         sender.close()
         running[receiver] = process
     try:
-        answers = _answers(running)
+        return _answers(running)
     except KeyboardInterrupt:
         for process in running.values():
             process.terminate()
-        answers = _answers(running)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    parts = [answer for answer in answers if isinstance(answer, RunResults)]
-    found = merged(directory, parts, progress.elapsed())
-    publish(found, keep=False)
-    return found
+        return _answers(running)
 
 
 def _answers(running: dict[Connection, BaseProcess]) -> list[RunResults | BaseException]:
