@@ -45,6 +45,8 @@ MAY_USE = {
 EXCEPTIONS = {
     ("cli.main", "bench.cli"),
     ("echo.cli", "lib.errors"),
+    ("machine.agent_client", "agent.requests"),
+    ("machine.topology", "agent.requests"),
     ("scenario", "echo.connection"),
     ("scenario", "echo.pack"),
 }

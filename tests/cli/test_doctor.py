@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from smbdirect_testbed.carriers.trial import Trial, try_vm
+from smbdirect_testbed.carriers.vm import trial as vm_trial
 from smbdirect_testbed.carriers.vm.kvm_probe import KvmVerdict
+from smbdirect_testbed.carriers.vm.trial import trial_kernel
 from smbdirect_testbed.cli import doctor
 from smbdirect_testbed.cli.doctor import Status
 
@@ -16,7 +19,15 @@ _GIB = 1 << 30
 
 def test_every_finding_that_is_not_ok_has_a_fix() -> None:
     checks = doctor.diagnose()
-    assert {"Python", "KVM", "mmdebstrap", "disk space", "memory"} <= {c.name for c in checks}
+    assert {
+        "Python",
+        "KVM",
+        "mmdebstrap",
+        "disk space",
+        "memory",
+        "virtual machine",
+        "User Mode Linux",
+    } <= {c.name for c in checks}
     assert [c.name for c in checks if c.status is not Status.OK and not c.fix] == []
 
 
@@ -50,7 +61,7 @@ def test_tools_outside_of_a_users_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_libvirt_driver(tmp_path: Path) -> None:
-    assert doctor.check_libvirt_driver(tmp_path).status is Status.FAIL
+    assert doctor.check_libvirt_driver(tmp_path).status is Status.WARN
     driver = tmp_path / "x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"
     driver.parent.mkdir(parents=True)
     driver.touch()
@@ -92,3 +103,50 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: int, status:
 @pytest.mark.parametrize(("gib", "status"), [(16, Status.OK), (3, Status.WARN), (1, Status.FAIL)])
 def test_memory(gib: float, status: Status) -> None:
     assert doctor.check_memory(gib).status is status
+
+
+WORKS, REFUSED, NOT_BUILT = (
+    Trial(True, "it ran"),
+    Trial(False, "libvirt refused", "look"),
+    Trial(None, "not built yet"),
+)
+
+
+@pytest.mark.parametrize(
+    ("vm", "uml", "expected"),
+    [
+        (WORKS, WORKS, [Status.OK, Status.OK]),
+        (WORKS, NOT_BUILT, [Status.OK, Status.OK]),
+        (REFUSED, WORKS, [Status.WARN, Status.OK]),
+        (REFUSED, NOT_BUILT, [Status.WARN, Status.OK]),
+        (WORKS, REFUSED, [Status.OK, Status.WARN]),
+        (REFUSED, REFUSED, [Status.FAIL, Status.FAIL]),
+    ],
+)
+def test_one_carrier_is_enough(vm: Trial, uml: Trial, expected: list[Status]) -> None:
+    checks = list(doctor.check_carriers(vm, uml))
+    assert [c.status for c in checks] == expected
+    assert [c.detail for c in checks] == [vm.found, uml.found]
+
+
+def test_what_a_run_would_start_is_started() -> None:
+    tried = try_vm()
+    assert (tried.works, tried.hint) == (True, "")
+    assert tried.found.startswith("a domain ran in QEMU ")
+
+
+def test_a_domain_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "qemu-system-x86_64").symlink_to("/bin/false")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    tried = try_vm()
+    assert tried.works is False
+    assert "libvirt could not start the machine" in tried.found
+    assert tried.hint
+
+
+def test_a_processor_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm_trial, "trial_kernel", lambda: trial_kernel().replace(b"\xee", b"\x90"))
+    monkeypatch.setattr(vm_trial, "_TIMEOUT", 3.0)
+    tried = try_vm()
+    assert tried.works is False
+    assert "to run its first instructions" in tried.found

@@ -24,7 +24,7 @@ from smbdirect_testbed.config.spec import (
     ServerKind,
     ServerSpec,
 )
-from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError
+from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError, TestbedError, UsageError
 from smbdirect_testbed.lib.process import CommandResult
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import KernelLog
@@ -98,6 +98,7 @@ class Run:
         self.results = directory / "results" / "20261122-081530-fake-0000"
         self.machine: ScenarioMachine | None = None
         self.provide: Callable[[], Any] = self.provided
+        self.raises: tuple[type[TestbedError], ...] = (UsageError,)
         self.torn_down = False
         self.smbd = False
         self.servers: tuple[ServerSpec, ...] = ()
@@ -190,6 +191,7 @@ class Run:
             Progress(),
             environment="fake",
             **self.options,
+            raises=self.raises,
         )
         return self.plugin.main(paths or [str(self.scenarios)], expression)
 

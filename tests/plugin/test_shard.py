@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import operator
@@ -19,7 +20,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from smbdirect_testbed.lib import paths
-from smbdirect_testbed.lib.errors import CommandFailed, UsageError
+from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
@@ -100,6 +101,30 @@ def test_parts_are_one_result(tmp_path: Path) -> None:
     assert (run.parent / "latest").resolve() == run
 
 
+def test_what_all_parts_say_is_shown_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress()
+
+    def part(share: Share, directory: Path) -> RunResults:
+        with contextlib.suppress(ProvisionError), progress.phase("m", "starting machine machine"):
+            raise ProvisionError("libvirt refused")
+        progress.say(f"FAIL environment::provide 0.{share.number} s: libvirt refused")
+        progress.say(f"FAIL t{share.number}.py::t 1.0 s")
+        provide = ScenarioResult("environment::provide", Outcome.FAILED, message="libvirt refused")
+        found = _part(Outcome.NOT_RUN, Verdict.NOT_PROVIDED)(share, directory)
+        return dataclasses.replace(found, scenarios=[provide, *found.scenarios])
+
+    found = run_in_parts(part, 3, tmp_path / "results" / "run", progress)
+    assert [s.id for s in found.scenarios] == [
+        *("environment::provide", "t0.py::t", "t1.py::t", "t2.py::t")
+    ]
+    said = [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
+    shown = [line for line in said if "machine" in line or "provide" in line]
+    assert len(shown) == 3, said
+    assert len([line for line in said if ".py::t" in line]) == 3
+
+
 @pytest.mark.parametrize(
     ("outcome", "verdict"),
     [
@@ -142,13 +167,14 @@ def test_ctrl_c_reaches_all_parts(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     def part(share: Share, directory: Path) -> RunResults:
-        signal.signal(signal.SIGTERM, interrupted)
-        (tmp_path / f"ready-{share.number}").touch()
-        if share.number == 0:
-            while not (tmp_path / "ready-1").exists():
-                time.sleep(0.01)
-            os.kill(os.getppid(), signal.SIGINT)
+        # From the handler on, since the signal may come at once.
         with contextlib.suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, interrupted)
+            (tmp_path / f"ready-{share.number}").touch()
+            if share.number == 0:
+                while not (tmp_path / "ready-1").exists():
+                    time.sleep(0.01)
+                os.kill(os.getppid(), signal.SIGINT)
             time.sleep(60)
         return _part(Outcome.NOT_RUN, Verdict.INTERRUPTED)(share, directory)
 

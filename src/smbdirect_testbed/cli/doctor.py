@@ -13,7 +13,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from smbdirect_testbed.carriers.trial import Trial, try_uml, try_vm
 from smbdirect_testbed.carriers.vm import kvm_probe
+from smbdirect_testbed.config.envfile import load_environment
 from smbdirect_testbed.image import mirror
 from smbdirect_testbed.lib import paths, process
 from smbdirect_testbed.lib.errors import ProvisionError
@@ -24,6 +26,7 @@ _MEMORY_NEEDED, _MEMORY_WANTED = 2.5, 4
 _PYTHON = (3, 11)
 _SUBORDINATE_IDS = 65536
 _LIBVIRT_DRIVERS = "libvirt/connection-driver/libvirt_driver_qemu.so"
+_UML_ENVIRONMENT = "uml-rxe"
 _SYSTEM_PATH = ("/usr/sbin", "/sbin")
 _USERNS_SWITCHES = (
     (Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"), "0"),
@@ -65,8 +68,9 @@ class _Tool:
 
 
 _TOOLS = (
-    _Tool("qemu-system-x86_64", "qemu-system-x86", "runs machines"),
-    _Tool("slirp4netns", "slirp4netns", "leads into machines of User Mode Linux"),
+    # Each of these two is needed by one carrier; what that comes to is tried last.
+    _Tool("qemu-system-x86_64", "qemu-system-x86", "runs virtual machines", Status.WARN),
+    _Tool("slirp4netns", "slirp4netns", "leads into machines of User Mode Linux", Status.WARN),
     _Tool("mmdebstrap", "mmdebstrap", "builds images"),
     _Tool("mke2fs", "e2fsprogs", "makes machines' scratch disks"),
     _Tool("ssh", "openssh-client", "reaches machines"),
@@ -105,6 +109,22 @@ def _checks() -> Iterator[Check]:
     yield _from_errors("Debian mirror", mirror.debian_mirror)
     yield check_disk(paths.cache())
     yield check_memory(_available_memory())
+    machine = load_environment(_UML_ENVIRONMENT)
+    yield from check_carriers(try_vm(), try_uml(machine.image, machine.machine))
+
+
+def check_carriers(vm: Trial, uml: Trial) -> Iterator[Check]:
+    """Which carriers work. A run that names no environment goes on with the one that does."""
+    for name, tried, other, instead in (
+        ("virtual machine", vm, uml, "User Mode Linux"),
+        ("User Mode Linux", uml, vm, "virtual machines"),
+    ):
+        if tried.works is not False:
+            yield Check(name, Status.OK, tried.found)
+        else:
+            dead_end = other.works is False
+            fix = tried.hint or f"none needed: runs go on with {instead}"
+            yield Check(name, Status.FAIL if dead_end else Status.WARN, tried.found, fix)
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -141,18 +161,18 @@ def check_libvirt_driver(library_root: Path = Path("/usr/lib")) -> Check:
     for place in ("", "*/", "../lib64/"):
         for file in library_root.glob(place + _LIBVIRT_DRIVERS):
             return Check(name, Status.OK, str(file))
-    return Check(name, Status.FAIL, "not found", _install("libvirt-daemon-driver-qemu"))
+    return Check(name, Status.WARN, "not found", _install("libvirt-daemon-driver-qemu"))
 
 
 def check_libvirt_binding() -> Check:
     """Whether Python can talk to libvirt."""
     name = "libvirt-python"
     if find_spec("libvirt") is None:
-        return Check(name, Status.FAIL, "not installed", "make setup")
+        return Check(name, Status.WARN, "not installed", "make setup")
     try:
         version = import_module("libvirt").getVersion()
     except ImportError as e:
-        return Check(name, Status.FAIL, str(e), "make setup, after removing .venv")
+        return Check(name, Status.WARN, str(e), "make setup, after removing .venv")
     return Check(name, Status.OK, f"libvirt {version // 10**6}.{version // 1000 % 1000}")
 
 
@@ -163,7 +183,7 @@ def check_libvirt_user() -> Check:
         entry = pwd.getpwnam("libvirt-qemu")
     except KeyError:
         fix = "useradd --system --user-group --no-create-home libvirt-qemu"
-        return Check(name, Status.FAIL, "does not exist", fix)
+        return Check(name, Status.WARN, "does not exist", fix)
     return Check(name, Status.OK, f"uid {entry.pw_uid}")
 
 

@@ -161,7 +161,11 @@ def run(
     Exit status: 0 all passed, 1 a scenario failed, 2 bad usage or a bad file, 3 the environment
     could not be provided.
     """
-    from smbdirect_testbed.run.runner import prepare_quickest, run_scenarios
+    from smbdirect_testbed.run.runner import (
+        prepare_quickest,
+        run_scenarios,
+        run_where_machines_start,
+    )
 
     progress = Progress.of_this_process()
     name, scenarios = _environment_and_scenarios(what, driver, progress)
@@ -169,16 +173,22 @@ def run(
     _remove_orphans(progress)
     if keep and jobs > 1:
         raise UsageError("--keep keeps one environment", hint="leave out --jobs")
-    status = run_scenarios(
+    status = run_where_machines_start(
+        lambda spec, attempt: run_scenarios(
+            spec,
+            scenarios,
+            expression,
+            progress,
+            keep=keep,
+            thorough=thorough,
+            jobs=jobs,
+            run_all=run_all,
+            maxfail=1 if first else maxfail,
+            attempt=attempt,
+        ),
         spec,
-        scenarios,
-        expression,
         progress,
-        keep=keep,
-        thorough=thorough,
-        jobs=jobs,
-        run_all=run_all,
-        maxfail=1 if first else maxfail,
+        named=name in what,
     )
     if then_prepare and name not in what and status in (ExitStatus.PASSED, ExitStatus.FAILED):
         prepare_quickest(progress, passed=status == ExitStatus.PASSED)
@@ -198,7 +208,7 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     """
     from smbdirect_testbed.config.envfile import load_environment
     from smbdirect_testbed.run.on_save import in_child, saves
-    from smbdirect_testbed.run.runner import run_scenarios, watched_places
+    from smbdirect_testbed.run.runner import run_scenarios, run_where_machines_start, watched_places
 
     context = click.get_current_context()
     name, scenarios = _environment_and_scenarios(what, driver, Progress())
@@ -214,7 +224,14 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
         with _traced(context):
             spec = _spec(name, driver, cold=cold)
             _remove_orphans(progress)
-            return run_scenarios(spec, scenarios, expression, progress, keep=False)
+            return run_where_machines_start(
+                lambda spec, attempt: run_scenarios(
+                    spec, scenarios, expression, progress, keep=False, attempt=attempt
+                ),
+                spec,
+                progress,
+                named=name in what,
+            )
 
     for saved in saves(places):
         for file in saved:

@@ -19,8 +19,10 @@ from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.prebuild import made_ahead
 from smbdirect_testbed.kernel.running import RunningKernel
+from smbdirect_testbed.kernel.uml import UmlKernel
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
 from smbdirect_testbed.lib.background import Background
+from smbdirect_testbed.lib.errors import carrier_failures
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.simultaneous import enter_together
 from smbdirect_testbed.machine.host import Host
@@ -160,7 +162,8 @@ def provide_parts(
     """What machines are started from, made first as far as it is not in the cache.
 
     :raises UsageError: the spec asks for something that is not there
-    :raises ProvisionError: a step failed
+    :raises CarrierFailed: there is no kernel for the machines
+    :raises ProvisionError: another step failed
     """
     require_possible(spec)
     with made_ahead(spec, progress):
@@ -170,8 +173,10 @@ def provide_parts(
 
         running = RunningKernel()
         return image, running, provide_local_driver(spec.driver, image, progress, running)
-    uml = spec.carrier is CarrierKind.UML
-    kernel = provide_kernel(spec.driver, image, progress) if uml else None
+    kernel: UmlKernel | None = None
+    if spec.carrier is CarrierKind.UML:
+        with carrier_failures():
+            kernel = provide_kernel(spec.driver, image, progress)
     return image, kernel, provide_driver(spec.driver, image, progress, kernel)
 
 
@@ -183,7 +188,8 @@ def started_machines(
 
     :param directory: the instance's state directory
     :raises UsageError: the spec asks for something that is not there
-    :raises ProvisionError: a step failed
+    :raises CarrierFailed: a machine could not be started
+    :raises ProvisionError: another step failed
     """
     image, kernel, built = provide_parts(spec, progress)
     each = {name: progress.beside() for name in spec.machines}
@@ -204,6 +210,7 @@ def started_machines(
                 )
                 for name, of_machine in each.items()
             }
-            machines = enter_together(stack, contexts)
+            with carrier_failures():
+                machines = enter_together(stack, contexts)
         progress.join(each.values())
         yield StartedMachines(image, kernel, built, machines)

@@ -57,26 +57,40 @@ sed -i '/^config HZ$/,/^config /s/default 100$/default 1000/' arch/um/Kconfig
 
 
 @dataclass(frozen=True)
-class UmlKernel:
-    """A built kernel.
+class UmlProgram:
+    """What a machine is started from.
 
-    :param digest: of all that it was made from
-    :param binary: the program
+    :param binary: the kernel
     :param modules: what belongs in ``/lib/modules/RELEASE`` of a machine that it runs in
     :param release: as ``uname -r`` says it
-    :param toolchain: builds modules for it
     """
 
-    digest: str
     binary: Path
     modules: Path
     release: str
+
+
+@dataclass(frozen=True)
+class UmlKernel(UmlProgram):
+    """A built kernel that modules can be built for.
+
+    :param digest: of all that it was made from
+    :param toolchain: builds the modules
+    """
+
+    digest: str
     toolchain: Toolchain
 
 
 def is_cached(image: Image) -> bool:
     """Whether the kernel for an image is there, so that no one has to wait for it."""
-    return (paths.cache() / "kernels" / kernel_name(KernelPackages.of(image)) / _FACTS).is_file()
+    return find_uml_program(image) is not None
+
+
+def find_uml_program(image: Image) -> UmlProgram | None:
+    """User Mode Linux of the same source as an image's kernel, if it is in the cache."""
+    entry = paths.cache() / "kernels" / kernel_name(KernelPackages.of(image))
+    return _program(entry) if (entry / _FACTS).is_file() else None
 
 
 def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
@@ -114,12 +128,16 @@ def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:
         # The tree, which modules are built against, went with an earlier build root.
         entry = cache.provide("kernels", name, make, progress, force=True)
     return UmlKernel(
+        **vars(_program(entry)),
         digest=name.rpartition("-")[2],
-        binary=entry / "linux",
-        modules=entry / "modules",
-        release=json.loads((entry / _FACTS).read_text())["release"],
         toolchain=replace(toolchain, tree=tree, architecture="um"),
     )
+
+
+def _program(entry: Path) -> UmlProgram:
+    """What is in an entry of the cache."""
+    release = json.loads((entry / _FACTS).read_text())["release"]
+    return UmlProgram(entry / "linux", entry / "modules", release)
 
 
 def kernel_name(kernel: KernelPackages) -> str:

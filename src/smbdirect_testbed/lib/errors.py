@@ -6,7 +6,8 @@ Anything else that escapes is a bug of the testbed.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -59,6 +60,21 @@ class ProvisionError(TestbedError):
         if "listening" not in done.stdout:
             raise ProvisionError("the echo server does not listen", detail=done.output)
     """
+
+
+class CarrierFailed(ProvisionError):
+    """No machine could be started, for whatever reason; one of another carrier may be."""
+
+
+@contextmanager
+def carrier_failures() -> Iterator[None]:
+    """Raise what cannot be provided in the block as :class:`CarrierFailed`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ProvisionError as e:
+        raise CarrierFailed(e.message, hint=e.hint, detail=e.detail) from e
 
 
 class MachineDied(ProvisionError):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smbdirect_testbed.lib.said import SaidOnce
+
 
 @dataclass
 class Progress:
@@ -17,11 +19,13 @@ class Progress:
 
     :param started: monotonic time at which the user's command was typed
     :param timings: seconds by phase key, in the order they ended
+    :param once: of a process that is one of several of a run
     """
 
     started: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     quiet: bool = False
+    once: SaidOnce | None = None
 
     @classmethod
     def of_this_process(cls) -> Progress:
@@ -51,7 +55,14 @@ class Progress:
 
     def beside(self) -> Progress:
         """One for something that happens beside other things; see :meth:`join`."""
-        return Progress(self.started, quiet=self.quiet)
+        return Progress(self.started, quiet=self.quiet, once=self.once)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Show once what several processes say that are forked in the block."""
+        with SaidOnce() as self.once:
+            yield
+        self.once = None
 
     def join(self, others: Iterable[Progress]) -> None:
         """Count the phases of things that happened at the same time: each as the longest took."""
@@ -64,7 +75,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line with the seconds since the command began."""
-        if not self.quiet:
+        if not self.quiet and (self.once is None or self.once.is_first(text)):
             # Of a server that starts while a scenario runs, too, whose output is kept for it. With
             # its end, so that those of threads stay whole.
             print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.__stderr__, flush=True)

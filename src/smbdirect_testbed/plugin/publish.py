@@ -11,7 +11,7 @@ from smbdirect_testbed.lib.version import own_version
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
 from smbdirect_testbed.results import html_report, record, results, terminal
 from smbdirect_testbed.results.record import shares
-from smbdirect_testbed.results.results import RunResults, Verdict
+from smbdirect_testbed.results.results import RunResults, ScenarioResult, Verdict
 
 JUNIT = "junit.xml"
 
@@ -59,6 +59,7 @@ def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunR
         for scenario in part.scenarios:
             moved = f"{below}/{scenario.directory}" if scenario.directory else ""
             scenarios.append(dataclasses.replace(scenario, directory=moved))
+    scenarios = _once(scenarios)
     scenarios.sort(key=lambda s: s.file)
     graves = [p for verdict in _GRAVEST for p in parts if p.verdict is verdict]
     verdict, reason = results.judge(scenarios)
@@ -84,6 +85,12 @@ def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunR
         verdict=verdict,
         reason=reason,
     )
+
+
+def _once(scenarios: Sequence[ScenarioResult]) -> list[ScenarioResult]:
+    """The scenarios; what several parts say of their environments in the same words, only once."""
+    found = {(s.id, s.outcome, s.message): s for s in reversed(scenarios)}
+    return list(reversed(found.values()))
 
 
 def _merge_junit(directory: Path, parts: Sequence[RunResults]) -> None:

@@ -73,6 +73,8 @@ class RunPlugin:
     :param run_all: also run what stands on something that is red
     :param maxfail: end after so many failures, in all shares; 0 for all
     :param interrupted: called when the run is interrupted, with what writes the results at once
+    :param raises: what is raised and leaves nothing when the environment cannot be provided, in
+        place of a verdict
     """
 
     def __init__(
@@ -88,11 +90,13 @@ class RunPlugin:
         run_all: bool = False,
         maxfail: int = 0,
         interrupted: Callable[[Callable[[], object]], object] = lambda _: None,
+        raises: tuple[type[TestbedError], ...] = (UsageError,),
     ) -> None:
         self.results = RunResults(run_dir, command=sys.argv, facts={"environment": environment})
         self._context = RunContext(self.results)
         self._collection = Collection(self._context, thorough=thorough, share=share)
         self._provide = provide
+        self._raises = raises
         self._publishes = share is None
         self._run_all = run_all
         self._maxfail = maxfail
@@ -128,6 +132,7 @@ class RunPlugin:
         :param expression: pytest's ``-k``
         :param plugins: more pytest plugins
         :raises UsageError: a path or expression is wrong, or matches nothing; nothing is left then
+        :raises TestbedError: the environment cannot be provided, and the caller wants to know that
         """
         chosen = list(scenarios) or [str(paths.scenarios())]
         for path in (Path(s.partition("::")[0]) for s in chosen):
@@ -142,7 +147,7 @@ class RunPlugin:
             arguments = pytest_arguments(chosen, expression, self.results.directory / JUNIT)
             pytest.main(arguments, plugins=[self, self._collection, *plugins])
         error = self._collection.error() or self._error
-        if isinstance(error, UsageError):
+        if isinstance(error, self._raises):
             self._leave_nothing()
             raise error
         self._finish()
@@ -240,9 +245,10 @@ class RunPlugin:
         try:
             splats = up.open(self._context.scenario_directory(id))
         except TestbedError as e:
-            if isinstance(e, UsageError):
+            if isinstance(e, UsageError if again else self._raises):
                 self._error = e
-            self._report(id, "setup", text_of(e))
+            else:
+                self._report(id, "setup", text_of(e))
             if again:
                 self._end(Verdict.FAILED, e.message, f"there is no fresh machine: {e.message}")
             else:

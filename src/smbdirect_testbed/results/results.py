@@ -26,7 +26,9 @@ _LONGEST_NAME = 100
 class Outcome(StrEnum):
     """How a scenario, or a test within one, ended::
 
-    assert result.outcome is Outcome.PASSED
+        assert result.outcome is Outcome.PASSED
+
+    The values are those of ``run.json``.
     """
 
     PASSED = "passed"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +21,12 @@ from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
 from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watched_directories
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.background import Background
-from smbdirect_testbed.lib.errors import TestbedError, UsageError
+from smbdirect_testbed.lib.errors import CarrierFailed, TestbedError, UsageError
 from smbdirect_testbed.lib.exits_soon import ExitsSoon
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.results.record import announced
 from smbdirect_testbed.results.results import RunResults, new_run_id
+from smbdirect_testbed.run.fallback import ONLY, Attempt, failing
 
 if TYPE_CHECKING:
     from smbdirect_testbed.plugin.shard import Share
@@ -56,6 +56,52 @@ def default_environment(tree: Path | None = None) -> str:
 def quickest_environment() -> str:
     """The environment that the same scenarios take the least time in, once it has been built."""
     return _SOONEST if kvm_probe.probe().works else _QUICKEST
+
+
+def run_where_machines_start(
+    run: Callable[[EnvironmentSpec, Attempt], int],
+    spec: EnvironmentSpec,
+    progress: Progress,
+    *,
+    named: bool,
+) -> int:
+    """Run in an environment; if no machine can be started there, in one of another carrier.
+
+    :param run: runs, and returns the exit status
+    :param named: the user wants this environment and no other
+    """
+    other = None if named else _other_environment(spec)
+    if other is None:
+        return run(spec, ONLY)
+    try:
+        return run(spec, Attempt(last=False))
+    except CarrierFailed as e:
+        progress.say(f"no machine can be started in {spec.name}: {e.message}")
+        progress.say(f"going on in {other.name}: {_what_it_takes(other)}")
+        return run(other, Attempt(before=f"{spec.name}: {e.message}"))
+
+
+def _other_environment(spec: EnvironmentSpec) -> EnvironmentSpec | None:
+    """What to try when no machine can be started in the default environment.
+
+    None if the machines' kernel is the user's own: it is under test, and no other will do.
+    """
+    own = spec.driver.origin is DriverOrigin.TREE and is_full(Path(spec.driver.path or ""))
+    if own and spec.carrier is CarrierKind.UML:
+        return None
+    other = load_environment(_QUICKEST if spec.name == _SOONEST else _SOONEST)
+    machine = dataclasses.replace(other.machine, cold=spec.machine.cold)
+    return dataclasses.replace(other, driver=spec.driver, machine=machine)
+
+
+def _what_it_takes(spec: EnvironmentSpec) -> str:
+    """For people: what a run in an environment costs here that does not cost another."""
+    if spec.carrier is CarrierKind.VM:
+        return f"a virtual machine, {kvm_probe.probe().reason}"
+    image = find_image(spec.image)
+    if image and uml.is_cached(image):
+        return "User Mode Linux, which is built already"
+    return "User Mode Linux, which is built first; that takes 5 to 10 minutes on 2 processors, once"
 
 
 def prepare_quickest(progress: Progress, *, passed: bool) -> None:
@@ -131,6 +177,7 @@ def run_scenarios(
     run_all: bool = False,
     maxfail: int = 0,
     plugins: Sequence[object] = (),
+    attempt: Attempt = ONLY,
 ) -> int:
     """Run scenarios in an environment and write the results; return the exit status.
 
@@ -141,7 +188,9 @@ def run_scenarios(
     :param run_all: also run what stands on something that is red
     :param maxfail: end after so many failures; 0 for all
     :param plugins: more pytest plugins, for those who run scenarios from Python
+    :param attempt: what happens if no machine can be started
     :raises UsageError: a path or the expression is wrong, or matches nothing
+    :raises CarrierFailed: no machine can be started, and there is another environment to try
     :raises ProvisionError: this computer does not permit the environment
     """
     if jobs > 1 and spec.carrier is CarrierKind.LOCAL:
@@ -156,6 +205,8 @@ def run_scenarios(
 
         jobs = useful_jobs(spec)
 
+    unmade: TestbedError | None = None
+
     def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
         def environment(name: str) -> AbstractContextManager[Environment]:
             return _provided(name, spec, progress, keep=keep, watched=True)
@@ -165,8 +216,8 @@ def run_scenarios(
         with ExitStack() as stack:
             # Left last: an interrupted run does not wait for ever for what it provided.
             exits = stack.enter_context(ExitsSoon())
-            first = Background(environment(name), at_once=at_once)
-            background = stack.enter_context(first)
+            first = attempt.of(failing(unmade) if unmade else environment(name))
+            background = stack.enter_context(Background(first, at_once=at_once))
             following = itertools.chain([background.use()], (environment(n) for n in names))
             # While this is imported and looks for scenarios, a machine can boot.
             from smbdirect_testbed.plugin import RunPlugin
@@ -182,7 +233,9 @@ def run_scenarios(
                 run_all=run_all,
                 maxfail=maxfail,
                 interrupted=exits.begin,
+                raises=attempt.raises,
             )
+            plugin.results.notes.extend(attempt.notes)
             with cache.disk_full_reported(below):
                 return plugin.main(scenarios, expression, plugins), plugin.results
 
@@ -194,10 +247,14 @@ def run_scenarios(
             return run(run_id, directory)[0]
     from smbdirect_testbed.run.shards import run_in_parts
 
-    # Once for all; what fails here fails again in each, which then tells it.
-    with contextlib.suppress(TestbedError):
+    # Once for all. What fails here would fail in each.
+    try:
         provide_parts(spec, progress)
+    except TestbedError as e:
+        unmade = e
     with announced(directory):
+        if unmade:
+            return run(run_id, directory)[0]
         return run_in_parts(part, jobs, directory, progress, kind=spec.carrier).verdict.exit_status
 
 

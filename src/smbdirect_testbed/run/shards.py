@@ -55,6 +55,21 @@ def run_in_parts(
     :param directory: of the run's results
     :raises TestbedError: what a share raised, as if there were no shares
     """
+    with progress.shared():
+        answers = _answers_of(part, jobs, directory, kind)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    parts = [answer for answer in answers if isinstance(answer, RunResults)]
+    found = merged(directory, parts, progress.elapsed())
+    publish(found, keep=False)
+    return found
+
+
+def _answers_of(
+    part: Part, jobs: int, directory: Path, kind: str
+) -> list[RunResults | BaseException]:
+    """Run all shares; what came of each."""
     context = multiprocessing.get_context("fork")
     running: dict[Connection, BaseProcess] = {}
     directories = [directory / f"part-{number + 1}" for number in range(jobs)]
@@ -67,18 +82,11 @@ def run_in_parts(
         sender.close()
         running[receiver] = process
     try:
-        answers = _answers(running, directories)
+        return _answers(running, directories)
     except KeyboardInterrupt:
         for process in running.values():
             process.terminate()
-        answers = _answers(running, directories, within=_INTERRUPTED_SECONDS)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    parts = [answer for answer in answers if isinstance(answer, RunResults)]
-    found = merged(directory, parts, progress.elapsed())
-    publish(found, keep=False)
-    return found
+        return _answers(running, directories, within=_INTERRUPTED_SECONDS)
 
 
 def _answers(

@@ -49,11 +49,16 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert state.read_uml_record() is None
 
 
-def test_memory_goes_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = UmlState(tmp_path)
-    monkeypatch.setattr(provide, "_MEMORY_PLACES", (tmp_path / "not-there", tmp_path))
-    assert provide._memory_place(1, state) == tmp_path
-    assert provide._memory_place(1 << 40, state) == state.runtime
+def test_the_disk_is_the_last_resort_for_memory(tmp_path: Path) -> None:
+    places = provide._memory_places(UmlState(tmp_path))
+    assert places[0] == Path("/dev/shm")
+    assert tmp_path in places
+
+
+def test_a_kernel_that_may_not_be_run_is_named(tmp_path: Path) -> None:
+    refused = pytest.raises(ProvisionError, match=f"cannot be run from {tmp_path}.*denied")
+    with refused, provide._refusal_named(tmp_path / "linux"):
+        raise PermissionError(13, "Permission denied")
 
 
 @pytest.mark.parametrize("answer", [{"return": {"id": 1}}, {"error": {"desc": "in use"}}, None])

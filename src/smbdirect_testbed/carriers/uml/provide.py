@@ -36,10 +36,11 @@ from smbdirect_testbed.carriers.machine_process import (
     open_process,
 )
 from smbdirect_testbed.carriers.remote_machine import SshMachine
+from smbdirect_testbed.carriers.uml.memory_place import memory_place
 from smbdirect_testbed.carriers.uml.slirp import Slirp
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import INIT, Image
-from smbdirect_testbed.kernel.uml import UmlKernel
+from smbdirect_testbed.kernel.uml import UmlProgram
 from smbdirect_testbed.lib.cache import disk_full_reported
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -52,9 +53,8 @@ _SHARED_THERE = PurePosixPath("/testbed")
 _BOOT_TIMEOUT = 60.0
 _PORT_ATTEMPTS = 5
 _AGENT_PORT = "/dev/ttyS0"
-_MIB = 1 << 20
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
-"""Where this computer may have room for a machine's memory; its disk is the last resort."""
+"""Where this computer may have room for a machine's memory; its disks are the last resort."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class UmlMachine(SshMachine):
 def uml_machine(
     name: str,
     image: Image,
-    kernel: UmlKernel,
+    kernel: UmlProgram,
     spec: MachineSpec,
     directory: Path,
     progress: Progress,
@@ -206,7 +206,7 @@ class _MachineParts:
     """What a machine is made of."""
 
     image: Image
-    kernel: UmlKernel
+    kernel: UmlProgram
     spec: MachineSpec
     links: tuple[MachineLinkEnd, ...]
 
@@ -309,13 +309,14 @@ def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int,
         as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
         interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
     """
-    with state.console.open("ab") as console:
+    place = require_place(parts.spec.memory, state)
+    with state.console.open("ab") as console, _refusal_named(parts.kernel.binary):
         subprocess.Popen(
             _argv(record, parts, state, agent),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            env={**os.environ, "TMPDIR": str(_memory_place(parts.spec.memory, state))},
+            env={**os.environ, "TMPDIR": str(place)},
             start_new_session=True,
             # The far ends, too: what another machine's end refuses would make this one stand still.
             pass_fds=[
@@ -326,17 +327,30 @@ def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int,
         )
 
 
-def _memory_place(memory: int, state: UmlState) -> Path:
-    """A directory for the file that is the machine's memory; it has no name there.
+@contextmanager
+def _refusal_named(binary: Path) -> Iterator[None]:
+    """Say which program this computer refuses to run, as it does on a mount with noexec."""
+    try:
+        yield
+    except PermissionError as e:
+        raise ProvisionError(
+            f"User Mode Linux cannot be run from {binary.parent}: {e.strerror}",
+            hint="is it mounted noexec? set SMBDIRECT_TESTBED_CACHE to a directory elsewhere",
+        ) from e
 
-    Too small a one would end the machine with a bus error in the middle of its work.
+
+def require_place(memory: int, state: UmlState) -> Path:
+    """Where the machine's memory is going to be.
 
     :param memory: MiB
+    :raises ProvisionError: there is no place for it
     """
-    for place in _MEMORY_PLACES:
-        if os.access(place, os.W_OK) and shutil.disk_usage(place).free > memory * _MIB:
-            return place
-    return state.runtime
+    return memory_place(memory, _memory_places(state))
+
+
+def _memory_places(state: UmlState) -> tuple[Path, ...]:
+    """Where the machine's memory may lie: in memory if there is room, else on a disk."""
+    return *_MEMORY_PLACES, state.runtime, state.directory, Path("/var/tmp")
 
 
 def _forward(slirp: Slirp, wanted: int) -> int:

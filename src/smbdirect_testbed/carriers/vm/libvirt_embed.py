@@ -26,6 +26,7 @@ from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 _TIMEOUT = 90.0
 _WORKER = "smbdirect_testbed.carriers.vm.libvirt_worker"
 
+# No control group is made: a container's are read-only, and libvirt refuses to start without them.
 _CONFIGURATION = """\
 user = "+{uid}"
 group = "+{gid}"
@@ -34,6 +35,7 @@ remember_owner = 0
 security_driver = "none"
 security_default_confined = 0
 namespaces = []
+cgroup_controllers = []
 stdio_handler = "file"
 """
 
