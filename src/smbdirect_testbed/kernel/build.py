@@ -134,16 +134,16 @@ def _build(
     # A part of a tree may do without siw and nls, which are then the distribution's.
     missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
     distribution = {toolchain.source / part: tree / part for part in missing}
-    (toolchain.image_root or root).run(["true"], outputs=distribution)
+    (toolchain.image_root or root).take(distribution)
     with root.work_directory(toolchain.work_name, progress) as work:
-        root.run(["true"], inputs={work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
+        root.put({work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
         run_steps(root, _module_steps(toolchain, work), work, origin)
         remember_fit(origin)
         found = root.run(["find", str(work / _COMMON), "-name", "*.ko"]).stdout.split()
         places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | _MODULES
-        outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
-        outputs[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
-        root.run(["true"], outputs=outputs)
+        files = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
+        files[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
+        root.take(files)
         if not toolchain.image_root:
             _build_programs(root, work, directory)
     if toolchain.image_root:
@@ -164,16 +164,16 @@ def build_programs(root: BuildRoot, tree: Path, directory: Path, progress: Progr
     :param tree: holds our code
     """
     with root.work_directory("programs", progress) as work:
-        root.run(["true"], inputs={work / p: tree / p for p in _OUR_CODE})
+        root.put({work / p: tree / p for p in _OUR_CODE})
         _build_programs(root, work, directory)
 
 
 def _build_programs(root: BuildRoot, work: PurePosixPath, directory: Path) -> None:
     steps = [["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")]
     run_steps(root, steps, work, Origin("this project"))
-    outputs = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
-    outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
-    root.run(["true"], outputs=outputs)
+    files = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
+    files[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
+    root.take(files)
 
 
 def run_steps(

@@ -106,8 +106,8 @@ def _distribution(image: Image, progress: Progress) -> DriverSource:
 
     def write(directory: Path) -> None:
         toolchain = provide_toolchain(image, progress)
-        outputs = {toolchain.source / part: directory / part for part in SOURCE_PARTS}
-        toolchain.build_root.run(["true"], outputs=outputs)
+        parts = {toolchain.source / part: directory / part for part in SOURCE_PARTS}
+        toolchain.build_root.take(parts)
 
     return DriverSource(
         f"distribution {package} {version}", f"Debian's {package} {version}", version, write

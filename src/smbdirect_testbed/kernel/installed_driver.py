@@ -77,8 +77,8 @@ def _toolchain(image: Image, progress: Progress, kernel: RunningKernel) -> Toolc
         )
     of_image = provide_toolchain(image, progress)
     helpers = paths.cache() / "local-build" / "helpers"
-    outputs = {of_image.source / part: helpers / part for part in HELPER_PARTS}
-    of_image.build_root.run(["true"], outputs=outputs)
+    parts = {of_image.source / part: helpers / part for part in HELPER_PARTS}
+    of_image.build_root.take(parts)
     return Toolchain(
         kernel=of_image.kernel,
         build_root=HostBuildRoot(headers, helpers),
@@ -129,13 +129,12 @@ def _build_socket(
     source = _smbdirect_source(kernel)
     root = toolchain.build_root
     with root.work_directory(_SOCKET, progress) as work:
-        inputs = {work / part: tree / part for part in ("include", _SOCKET)}
-        root.run(["true"], inputs=inputs)
+        root.put({work / part: tree / part for part in ("include", _SOCKET)})
         symbols = toolchain.headers / "Module.symvers"
         step = [*kbuild_command(toolchain), *socket_arguments(work, source, symbols)]
         run_steps(root, [step], work, Origin("this project"))
         module = f"{_SOCKET}.ko"
-        root.run(["true"], outputs={work / _SOCKET / module: directory / module})
+        root.take({work / _SOCKET / module: directory / module})
 
 
 def _smbdirect_source(kernel: RunningKernel) -> PurePosixPath:

@@ -183,7 +183,7 @@ def compile_kernel(
         return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
 
     run("sh", "-ec", CHANGES)
-    root.run(["true"], inputs={config: paths.images() / "uml.config"})
+    root.put({config: paths.images() / "uml.config"})
     run(*MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
     check(_dropped_options(run("cat", ".config")))
     # One more than there are processors, for those that wait for the disk.
@@ -194,8 +194,7 @@ def compile_kernel(
     modules = installed / "lib/modules" / release
     # It leads to the tree, which no machine sees.
     run("rm", "-f", str(modules / "build"))
-    outputs = {work / "linux": directory / "linux", modules: directory / "modules"}
-    root.run(["true"], outputs=outputs)
+    root.take({work / "linux": directory / "linux", modules: directory / "modules"})
     return release
 
 
