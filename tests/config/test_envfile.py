@@ -72,3 +72,15 @@ def test_an_unknown_environment_lists_the_known_ones() -> None:
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"no environment file /nowhere/x\.toml"):
         load_environment("/nowhere/x.toml")
+
+
+def test_the_path_of_a_tree_is_made_absolute_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for written, path in (
+        ("~/linux", Path("/home/somebody/linux")),
+        ("linux", Path.cwd() / "linux"),
+        ("/usr/src/linux", Path("/usr/src/linux")),
+    ):
+        tree = f'origin = "tree"\npath = "{written}"'
+        spec = parse_environment(RXE.replace('origin = "distribution"', tree), FILE)
+        assert spec.driver.path == path

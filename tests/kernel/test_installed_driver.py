@@ -41,7 +41,7 @@ def tree(tmp_path: Path) -> DriverSpec:
     directory = tmp_path / "linux"
     for part in ("client", "common", "server", "smbdirect", "Makefile"):
         (directory / "fs/smb" / part).mkdir(parents=True)
-    return DriverSpec(origin=DriverOrigin.TREE, path=str(directory))
+    return DriverSpec(origin=DriverOrigin.TREE, path=directory)
 
 
 def test_the_image_s_own_kernel_has_the_image_s_driver(
