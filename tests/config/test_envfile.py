@@ -1,5 +1,7 @@
 """Environment files: good ones load, bad ones end in one line that names file, key and remedy."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,76 @@ def test_an_unknown_environment_lists_the_known_ones() -> None:
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"no environment file /nowhere/x\.toml"):
         load_environment("/nowhere/x.toml")
+
+
+def test_the_path_of_a_tree_is_made_absolute_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for written, path in (
+        ("~/linux", Path("/home/somebody/linux")),
+        ("linux", Path.cwd() / "linux"),
+        ("/usr/src/linux", Path("/usr/src/linux")),
+    ):
+        tree = f'origin = "tree"\npath = "{written}"'
+        spec = parse_environment(RXE.replace('origin = "distribution"', tree), FILE)
+        assert spec.driver.path == path
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, text: str) -> Path:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_like_another_but_for_what_is_named(write: Callable[..., Path]) -> None:
+    rxe = load_environment("rxe")
+    mine = load_environment(str(write("mine", 'like = "rxe"\n[machine]\nmemory = 4096\n')))
+    assert mine == dataclasses.replace(
+        rxe, name="mine", machine=dataclasses.replace(rxe.machine, memory=4096)
+    )
+
+
+def test_a_list_is_replaced_as_a_whole(write: Callable[..., Path]) -> None:
+    file = write("mine", 'like = "rxe"\n[[servers]]\nkind = "smbd"\nhost = "server"\n')
+    (server,) = load_environment(str(file)).servers
+    assert server.host == "server"
+
+
+def test_like_a_file_that_is_like_another(write: Callable[..., Path]) -> None:
+    write("base", 'like = "rxe"\n[machine]\ncpus = 4\n')
+    machine = load_environment(
+        str(write("mine", 'like = "base.toml"\n[machine]\nmemory = 4096\n'))
+    ).machine
+    assert (machine.cpus, machine.memory) == (4, 4096)
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ('"rxee"', r"mine\.toml: like: unknown environment 'rxee'"),
+        ('"other.toml"', r"mine\.toml: like: there is no environment file .*/other\.toml"),
+        ('"mine.toml"', r"mine\.toml: like: mine is like mine$"),
+        ('"b.toml"', r"c\.toml: like: mine is like b is like c is like b$"),
+        ('["rxe"]', r"mine\.toml: like: the name of another environment is needed, not \['rxe'\]"),
+        ('"named.toml"', r"named\.toml: name: an environment is named by its file"),
+    ],
+)
+def test_like_what_cannot_be(write: Callable[..., Path], like: str, message: str) -> None:
+    write("b", 'like = "c.toml"')
+    write("c", 'like = "b.toml"')
+    write("named", 'name = "x"')
+    with pytest.raises(UsageError, match=message) as error:
+        load_environment(str(write("mine", f"like = {like}")))
+    assert "\n" not in error.value.message
+
+
+def test_environments_that_are_like_others_say_what_they_said_before() -> None:
+    rxe, uml = load_environment("rxe"), load_environment("uml-rxe")
+    assert (uml.hosts, uml.links, uml.servers, uml.driver) == (
+        *(rxe.hosts, rxe.links, rxe.servers),
+        rxe.driver,
+    )
+    assert (uml.carrier, uml.machine.cpus, uml.machine.memory) == ("uml", 2, 1024)

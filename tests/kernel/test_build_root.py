@@ -29,11 +29,12 @@ def test_packages(root: BuildRoot) -> None:
     assert root.packages == {"gcc": "4:14.2.0-1", "make": "4.4"}
 
 
-def test_inputs_and_outputs(root: BuildRoot, tmp_path: Path) -> None:
+def test_what_is_put_in_and_taken_out(root: BuildRoot, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("hello")
     out = tmp_path / "somewhere" / "out"
-    root.run(["cp", "build/x/file", "result"], inputs={FILE: tmp_path / "in"})
-    root.run(["true"], outputs={PurePosixPath("/result"): out})
+    root.put({FILE: tmp_path / "in"})
+    root.run(["cp", "build/x/file", "result"])
+    root.take({PurePosixPath("/result"): out})
     assert out.read_text() == "hello"
 
 

@@ -41,7 +41,7 @@ def tree(tmp_path: Path) -> DriverSpec:
     directory = tmp_path / "linux"
     for part in ("client", "common", "server", "smbdirect", "Makefile"):
         (directory / "fs/smb" / part).mkdir(parents=True)
-    return DriverSpec(origin=DriverOrigin.TREE, path=str(directory))
+    return DriverSpec(origin=DriverOrigin.TREE, path=directory)
 
 
 def test_the_image_s_own_kernel_has_the_image_s_driver(
@@ -127,11 +127,11 @@ def test_files_go_in_and_out(headers: Path, source: Path, tmp_path: Path) -> Non
     (headers / "scripts/asn1_compiler").touch()
     root = HostBuildRoot(headers, source)
     with root.work_directory("x", QUIET) as work:
-        root.run(["true"], inputs={work / "source": source})
+        root.put({work / "source": source})
         made = work / "made"
         root.run(["cp", f"{work}/source/scripts/asn1_compiler.c", str(made)])
         assert root.holds(made)
-        root.run(["true"], outputs={made: tmp_path / "out"})
+        root.take({made: tmp_path / "out"})
         with pytest.raises(CommandFailed):
             root.run(["false"])
     assert "asn1" in (tmp_path / "out").read_text()

@@ -96,7 +96,7 @@ Provided = Callable[[], UmlKernel]
 
 @pytest.fixture
 def provided(tree: Path, image: Image) -> Provided:
-    spec = DriverSpec(origin=DriverOrigin.TREE, path=str(tree))
+    spec = DriverSpec(origin=DriverOrigin.TREE, path=tree)
     return lambda: provide_kernel(spec, image, Progress(quiet=True))
 
 
@@ -154,7 +154,7 @@ def test_it_begins_with_what_was_built_of_the_same_version(
     for name in ("kernel/fork.o", "kernel/removed.c", "linux", "Makefile"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).touch()
-    spec = DriverSpec(origin=DriverOrigin.TREE, path=str(tree))
+    spec = DriverSpec(origin=DriverOrigin.TREE, path=tree)
     kernel = provide_kernel(spec, image, Progress(quiet=True))
     assert compiler.objects == [version.startswith("7.4")]
     work = tmp_path / "root" / kernel.toolchain.headers.relative_to("/")
@@ -165,7 +165,7 @@ def test_an_option_more_or_less(
     tree: Path, image: Image, compiler: _Compiler, capfd: pytest.CaptureFixture[str]
 ) -> None:
     compiler.dropped = ["CONFIG_TMPFS_INODE64=y"]
-    provide_kernel(DriverSpec(origin=DriverOrigin.TREE, path=str(tree)), image, Progress())
+    provide_kernel(DriverSpec(origin=DriverOrigin.TREE, path=tree), image, Progress())
     assert f"{tree} does without CONFIG_TMPFS_INODE64=y\n" in capfd.readouterr().err
 
 

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from smbdirect_testbed.lib.simultaneous import enter_together
+from smbdirect_testbed.lib.simultaneous import Entering, enter_together
+from smbdirect_testbed.lib.wait import wait_until
 
 
 class Journal:
@@ -117,6 +118,33 @@ def test_an_interrupt_while_they_are_started(
 
 
 def _sleep(seconds: float) -> None:
+    """Sleep as those do that wait for something: they look whether they are called off."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: time.monotonic() >= deadline, "time to pass", timeout=2 * seconds)
+
+
+def test_an_interrupt_of_one_that_starts_others_reaches_these(journal: Journal) -> None:
+    """As of an environment in the background that starts its machines."""
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        _sleep(20)
+
+    @contextmanager
+    def environment() -> Iterator[None]:
+        with ExitStack() as stack:
+            enter_together(stack, {name: journal.context(name, wait) for name in ("a", "b")})
+            yield
+
+    # Held here: one that nobody knows any more would be left for that.
+    entering = Entering(environment())
+    entering.launch()
+    assert begun.wait(5)
+    entering.interrupt()
+    entering.join(5)
+    assert not entering.is_alive()
+    assert not entering.entered
+    with pytest.raises(KeyboardInterrupt):
+        entering.outcome()
+    assert sorted(journal.notes) == ["a out", "b out"]

@@ -82,7 +82,9 @@ def test_clones_are_joined_like_machines_that_booted(testbed: Testbed, name: str
 def test_delay_and_loss_of_a_link_are_measured(
     sabotaged: Sabotaged, tmp_path: Path, what: str, broken: dict[str, bool]
 ) -> None:
-    text = (paths.environments() / "uml-rxe-two-machines.toml").read_text()
+    text = (paths.environments() / "rxe-two-machines.toml").read_text()
+    assert 'carrier = "vm"' in text
+    text = text.replace('carrier = "vm"', 'carrier = "uml"')
     slow = tmp_path / "slow.toml"
     slow.write_text(text.replace("mtu = 9000", "mtu = 9000\ndelay = 20\nloss = 2", 1))
     outcome = sabotaged(what, "test_links", str(slow))

@@ -98,7 +98,7 @@ def test_a_kernel_that_is_under_test_is_not_replaced(tmp_path: Path) -> None:
     for name in (*FILES, "Makefile"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tmp_path))
+    driver = DriverSpec(origin=DriverOrigin.TREE, path=tmp_path)
     uml, vm = (
         dataclasses.replace(load_environment(name), driver=driver) for name in ("uml-rxe", "rxe")
     )

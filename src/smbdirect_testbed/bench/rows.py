@@ -281,8 +281,8 @@ def _kernel_tree(settings: Settings) -> Iterator[Path]:
     toolchain = provide_toolchain(provide_image("trixie", settings.progress), settings.progress)
     with tempfile.TemporaryDirectory(prefix="smbdirect-testbed-bench-") as directory:
         tree = Path(directory) / "linux"
-        outputs = {toolchain.source / part: tree / part for part in SOURCE_PARTS}
-        toolchain.build_root.run(["true"], outputs=outputs)
+        parts = {toolchain.source / part: tree / part for part in SOURCE_PARTS}
+        toolchain.build_root.take(parts)
         yield tree
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
-from smbdirect_testbed.lib import process
+from smbdirect_testbed.lib import cancel, process
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.wait import wait_until
@@ -113,7 +113,7 @@ def boot_twice(
 def do_together(*works: Callable[[], object]) -> None:
     """Do things that mostly wait for programs, at the same time; raises what the first raised."""
     with ThreadPoolExecutor(len(works)) as pool:
-        for done in [pool.submit(work) for work in works]:
+        for done in [pool.submit(cancel.carried(work)) for work in works]:
             done.result()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.errors import CommandFailed
 from smbdirect_testbed.lib.process import CommandResult, kill_group
 
@@ -32,6 +33,8 @@ def run_watched(
     :param timeout: seconds until it is stopped
     :param watch: called twice a second; when it raises, the command is stopped
     :raises CommandFailed: the deadline passed
+    :raises KeyboardInterrupt: what this thread does was called off, see
+        :mod:`smbdirect_testbed.lib.cancel`
     """
     with _input(input) as stdin, _scratch() as stdout, _scratch() as stderr:
         proc = subprocess.Popen(
@@ -60,6 +63,7 @@ def _wait(proc: subprocess.Popen[bytes], timeout: float, watch: Callable[[], Non
             left = deadline - time.monotonic()
             if poll.poll(max(0, min(_INTERVAL, left)) * 1000):
                 return True
+            cancel.point()
             watch()
             if left <= 0:
                 return False

@@ -109,6 +109,7 @@ _driver_option = click.option(
     "--driver",
     metavar="DIR",
     type=click.Path(path_type=Path),
+    callback=lambda context, option, path: path and paths.absolute(path),
     help="Build the driver from this kernel tree (or a part of one with fs/smb), and User Mode "
     "Linux, too, from a full tree.",
 )

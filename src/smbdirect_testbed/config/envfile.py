@@ -1,4 +1,7 @@
-"""Reading environment files: TOML in, a validated spec or one clear line out."""
+"""Reading environment files: TOML in, a validated spec or one clear line out.
+
+A file that says ``like = "rxe"`` names only what differs from that environment.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,8 @@ def load_environment(name: str) -> EnvironmentSpec:
 
     :raises UsageError: no such file, bad TOML, or a spec that does not hold together
     """
-    by_path = name.endswith(".toml")
-    path = Path(name) if by_path else paths.environments() / f"{name}.toml"
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        if by_path:
-            raise UsageError(f"there is no environment file {path}") from None
-        raise UsageError(
-            f"unknown environment {name!r}", hint=f"there are: {', '.join(list_environments())}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
-    return parse_environment(text, path)
+    path = _file_of(name, Path())
+    return parse_environment(_text(path, name), path)
 
 
 def parse_environment(text: str, path: Path) -> EnvironmentSpec:
@@ -47,9 +39,7 @@ def parse_environment(text: str, path: Path) -> EnvironmentSpec:
 
     :raises UsageError: bad TOML, or a spec that does not hold together
     """
-    table = parse_toml(text, path)
-    if "name" in table:
-        raise UsageError(f"{path}: name: an environment is named by its file; remove the key")
+    table = _whole_table(text, path, ())
     hosts = table.get("hosts")
     if any("carrier" in host for host in hosts or () if isinstance(host, dict)):
         raise UsageError(
@@ -62,6 +52,61 @@ def parse_environment(text: str, path: Path) -> EnvironmentSpec:
         known = ", ".join(sorted(p.stem for p in paths.images().glob("*.toml")))
         raise UsageError(f"{path}: image: unknown image {spec.image!r}", hint=f"there are: {known}")
     return spec
+
+
+def _whole_table(text: str, path: Path, like_it: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, with what it leaves to the one that it is like.
+
+    :param like_it: the files that are like this one, the first of them first
+    """
+    table = parse_toml(text, path)
+    if "name" in table:
+        raise UsageError(f"{path}: name: an environment is named by its file; remove the key")
+    like = table.pop("like", None)
+    if like is None:
+        return table
+    if not isinstance(like, str):
+        raise UsageError(f"{path}: like: the name of another environment is needed, not {like!r}")
+    chain = (*like_it, path)
+    other = _file_of(like, path.parent)
+    if other.absolute() in [file.absolute() for file in chain]:
+        names = " is like ".join(file.stem for file in (*chain, other))
+        raise UsageError(f"{path}: like: {names}", hint="one of them must say all of it")
+    try:
+        base = _text(other, like)
+    except UsageError as e:
+        raise UsageError(f"{path}: like: {e.message}", hint=e.hint) from e
+    return _merged(_whole_table(base, other, chain), table)
+
+
+def _merged(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key; everything else, lists too, is replaced."""
+    merged = dict(base)
+    for key, value in difference.items():
+        below = base.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
+
+
+def _file_of(name: str, directory: Path) -> Path:
+    """The file of an environment that is called by its name, or by a path from a directory."""
+    return directory / name if name.endswith(".toml") else paths.environments() / f"{name}.toml"
+
+
+def _text(path: Path, name: str) -> str:
+    """What is in the file of an environment that was called by a name."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        if name.endswith(".toml"):
+            raise UsageError(f"there is no environment file {path}") from None
+        raise UsageError(
+            f"unknown environment {name!r}", hint=f"there are: {', '.join(list_environments())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"cannot read {path}: {e}") from e
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:

@@ -11,10 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from smbdirect_testbed.config.rdma import RdmaType as RdmaType
+from smbdirect_testbed.lib import paths
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -28,19 +32,6 @@ class CarrierKind(StrEnum):
     VM = "vm"
     UML = "uml"
     LOCAL = "local"
-
-
-class RdmaType(StrEnum):
-    """The soft-RDMA driver behind an RDMA link.
-
-    ::
-
-        if client.end_towards(server).rdma is RdmaType.SIW:
-            pytest.skip("iWARP has no immediate data")
-    """
-
-    RXE = "rxe"
-    SIW = "siw"
 
 
 class Transport(StrEnum):
@@ -125,13 +116,14 @@ class MachineSpec:
 class DriverSpec:
     """Where smbdirect.ko, cifs.ko, ksmbd.ko and siw.ko are built from.
 
-    :param path: a kernel tree, or a part of one that holds ``fs/smb`` (origin ``tree``)
+    :param path: a kernel tree, or a part of one that holds ``fs/smb`` (origin ``tree``); absolute
+        once it is here
     :param url: a git repository with a kernel tree (origin ``git``)
     :param commit: the full commit id in it (origin ``git``)
     """
 
     origin: DriverOrigin = DriverOrigin.DISTRIBUTION
-    path: str | None = None
+    path: Annotated[Path, AfterValidator(paths.absolute)] | None = None
     url: str | None = None
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from smbdirect_testbed.carriers.machine_links import links_between_machines
@@ -21,6 +22,7 @@ from smbdirect_testbed.kernel.prebuild import made_ahead
 from smbdirect_testbed.kernel.running import RunningKernel
 from smbdirect_testbed.kernel.uml import UmlKernel
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
+from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import carrier_failures
 from smbdirect_testbed.lib.progress import Progress
@@ -74,11 +76,15 @@ def provide(
         drivers = {
             name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
         }
-        loading = pool.submit(_load, list(drivers.values()), progress)
+        loading = pool.submit(cancel.carried(partial(_load, list(drivers.values()), progress)))
         smbds = [server for server in spec.servers if server.kind is ServerKind.SMBD]
         samba = {
             name: pool.submit(
-                known_transports, started.image, machines[name], drivers[name], progress
+                cancel.carried(
+                    partial(
+                        known_transports, started.image, machines[name], drivers[name], progress
+                    )
+                )
             )
             for name in {spec.host(server.host).machine for server in smbds}
         }
@@ -87,7 +93,7 @@ def provide(
         def begin_capture(hosts: Mapping[str, Host]) -> None:
             nonlocal capture
             if watched and (client := captured_host(hosts)):
-                capture = pool.submit(start_capture, client)
+                capture = pool.submit(cancel.carried(partial(start_capture, client)))
 
         with progress.phase("hosts", f"making hosts {', '.join(h.name for h in spec.hosts)}"):
             made = made_hosts(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from smbdirect_testbed.config import rdma
 from smbdirect_testbed.config.spec import DriverSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.build_errors import Origin, does_not_compile, remember_fit
@@ -14,6 +15,7 @@ from smbdirect_testbed.kernel.build_root import BuildRoot
 from smbdirect_testbed.kernel.built_driver import (
     LAUNCHER,
     LIBRARY,
+    MODULES,
     PRELOAD,
     WEAK_DEVICE,
     BuiltDriver,
@@ -23,7 +25,6 @@ from smbdirect_testbed.kernel.built_driver import (
 from smbdirect_testbed.kernel.driver_source import SourceFiles, resolve
 from smbdirect_testbed.kernel.toolchain import (
     QUICK,
-    SIW,
     SMB,
     SOURCE_PARTS,
     Toolchain,
@@ -39,15 +40,6 @@ _VERSION = "7"
 
 _GIB = 0.3
 _SECONDS = 900
-_MODULES = {
-    "smbdirect": "fs/smb/smbdirect",
-    "siw": "drivers/infiniband/sw/siw",
-    "cifs": "fs/smb/client",
-    "ksmbd": "fs/smb/server",
-    "smbdirect_socket": "smbdirect_socket",
-}
-"""Directory in the work directory by module, in the order they are loaded."""
-
 _COMMON = PurePosixPath(SMB, "common")
 """Where the modules are that cifs and ksmbd share; their number differs between kernels."""
 
@@ -55,7 +47,7 @@ _OPTIONS = {
     "SMBDIRECT": "m",
     "CIFS_SMB_DIRECT": "y",
     "SMB_SERVER_SMBDIRECT": "y",
-    "RDMA_SIW": "m",
+    **{traits.option: "m" for traits in rdma.BUILT.values() if traits.option},
 }
 """Kernel options of the driver, which the distribution's kernels have switched off."""
 
@@ -134,16 +126,16 @@ def _build(
     # A part of a tree may do without siw and nls, which are then the distribution's.
     missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
     distribution = {toolchain.source / part: tree / part for part in missing}
-    (toolchain.image_root or root).run(["true"], outputs=distribution)
+    (toolchain.image_root or root).take(distribution)
     with root.work_directory(toolchain.work_name, progress) as work:
-        root.run(["true"], inputs={work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
+        root.put({work / p: tree / p for p in (*SOURCE_PARTS, *_OUR_CODE)})
         run_steps(root, _module_steps(toolchain, work), work, origin)
         remember_fit(origin)
         found = root.run(["find", str(work / _COMMON), "-name", "*.ko"]).stdout.split()
-        places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | _MODULES
-        outputs = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
-        outputs[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
-        root.run(["true"], outputs=outputs)
+        places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | MODULES
+        files = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
+        files[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
+        root.take(files)
         if not toolchain.image_root:
             _build_programs(root, work, directory)
     if toolchain.image_root:
@@ -164,16 +156,16 @@ def build_programs(root: BuildRoot, tree: Path, directory: Path, progress: Progr
     :param tree: holds our code
     """
     with root.work_directory("programs", progress) as work:
-        root.run(["true"], inputs={work / p: tree / p for p in _OUR_CODE})
+        root.put({work / p: tree / p for p in _OUR_CODE})
         _build_programs(root, work, directory)
 
 
 def _build_programs(root: BuildRoot, work: PurePosixPath, directory: Path) -> None:
     steps = [["make", "-C", str(work / part)] for part in ("preload", "libsmbdirect")]
     run_steps(root, steps, work, Origin("this project"))
-    outputs = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
-    outputs[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
-    root.run(["true"], outputs=outputs)
+    files = {work / "preload" / f: directory / f for f in (PRELOAD, LAUNCHER)}
+    files[work / "libsmbdirect" / LIBRARY] = directory / LIBRARY
+    root.take(files)
 
 
 def run_steps(
@@ -196,7 +188,7 @@ def run_steps(
 def _module_steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
     """The commands that build all modules in a work directory."""
     # All at once: it takes make longer to find out what to do than to compile a file.
-    directories = f"obj-m := {SMB}/ {SIW}/ smbdirect_socket/"
+    directories = f"obj-m := {' '.join(f'{d}/' for d in (SMB, *rdma.BUILT, 'smbdirect_socket'))}"
     source = f"SMBDIRECT_SRC={work / SMB / 'smbdirect'}"
     return [
         ["sh", "-c", 'echo "$1" >"$0/Kbuild"', str(work), directories],

@@ -55,35 +55,45 @@ class BuildRoot(ABC):
         self,
         argv: Sequence[str],
         *,
-        inputs: Mapping[PurePosixPath, Path] | None = None,
-        outputs: Mapping[PurePosixPath, Path] | None = None,
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         timeout: float = 600,
     ) -> CommandResult:
         """Run a command in the build root to its end.
 
-        :param inputs: file or directory on this computer by its path in the build root; brought
-            up to date there before the command runs
-        :param outputs: path on this computer by file or directory in the build root; copied once
-            the command has succeeded
         :param env: variables of the command
         :param log: grows with the command line and its output
         :param timeout: seconds until the command is stopped
         :raises CommandFailed: status other than 0, or the deadline passed
         :raises ProvisionError: the disk is full
         """
-        records = self._path(self._records)
-        with cache.disk_full_reported(records.parent):
-            for there, here in (inputs or {}).items():
-                sync(here, self._path(there), records / cache.digest([str(there)])[:16])
+        with cache.disk_full_reported(self._path(self._records).parent):
             try:
                 result = process.run(self._inside(argv, env or {}), log=log, timeout=timeout)
             except CommandFailed as e:
                 raise CommandFailed(argv, e.status, e.output, log=log) from e
-            for there, here in (outputs or {}).items():
-                copy_out(self._path(there), here)
         return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
+
+    def put(self, files: Mapping[PurePosixPath, Path]) -> None:
+        """Bring files and directories of this computer up to date in the build root.
+
+        :param files: path on this computer by path in the build root
+        :raises ProvisionError: the disk is full
+        """
+        records = self._path(self._records)
+        with cache.disk_full_reported(records.parent):
+            for there, here in files.items():
+                sync(here, self._path(there), records / cache.digest([str(there)])[:16])
+
+    def take(self, files: Mapping[PurePosixPath, Path]) -> None:
+        """Copy files and directories out of the build root.
+
+        :param files: path on this computer by path in the build root
+        :raises ProvisionError: the disk is full
+        """
+        for there, here in files.items():
+            with cache.disk_full_reported(here.parent):
+                copy_out(self._path(there), here)
 
     def holds(self, path: PurePosixPath) -> bool:
         """Whether there is such a file in the build root."""
@@ -105,7 +115,7 @@ class BuildRoot(ABC):
     @property
     @abstractmethod
     def _records(self) -> PurePosixPath:
-        """The directory, in the build root, of what is known of inputs that were brought in."""
+        """The directory, in the build root, of what is known of files that were put in."""
 
     @abstractmethod
     def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:

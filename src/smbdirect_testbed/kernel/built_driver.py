@@ -7,8 +7,20 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from smbdirect_testbed.config import rdma
 from smbdirect_testbed.lib.errors import ProvisionError
 
+MODULES = {
+    "smbdirect": "fs/smb/smbdirect",
+    **{traits.module: source for source, traits in rdma.BUILT.items()},
+    "cifs": "fs/smb/client",
+    "ksmbd": "fs/smb/server",
+    "smbdirect_socket": "smbdirect_socket",
+}
+"""The driver's modules in the order they are loaded, with the directories they are built in.
+
+What several of them share is a module, too, in kernels where it is one, and is loaded before them.
+"""
 MANIFEST = "manifest.json"
 PRELOAD = "libsmbdirect-preload.so"
 LAUNCHER = "smbdirect-run"

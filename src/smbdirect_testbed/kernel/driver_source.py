@@ -91,7 +91,7 @@ def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
             return _distribution(image, progress)
         case DriverOrigin.TREE:
             assert spec.path is not None
-            return tree_source(Path(spec.path))
+            return tree_source(spec.path)
         case DriverOrigin.GIT:
             assert spec.url is not None
             assert spec.commit is not None
@@ -106,8 +106,8 @@ def _distribution(image: Image, progress: Progress) -> DriverSource:
 
     def write(directory: Path) -> None:
         toolchain = provide_toolchain(image, progress)
-        outputs = {toolchain.source / part: directory / part for part in SOURCE_PARTS}
-        toolchain.build_root.run(["true"], outputs=outputs)
+        parts = {toolchain.source / part: directory / part for part in SOURCE_PARTS}
+        toolchain.build_root.take(parts)
 
     return DriverSource(
         f"distribution {package} {version}", f"Debian's {package} {version}", version, write
@@ -120,7 +120,7 @@ def check(spec: DriverSpec) -> None:
     :raises UsageError: it holds no driver
     """
     if spec.path is not None:
-        _checked_tree(Path(spec.path))
+        _check_tree(spec.path)
 
 
 def tree_source(tree: Path) -> DriverSource:
@@ -128,15 +128,14 @@ def tree_source(tree: Path) -> DriverSource:
 
     :raises UsageError: it holds no driver
     """
-    tree = _checked_tree(tree)
+    _check_tree(tree)
     files = SourceFiles.read(tree, SOURCE_PARTS)
     digest = files.digest()
     version = _git_version(tree) or f"content {digest[:12]}"
     return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write, tree)
 
 
-def _checked_tree(tree: Path) -> Path:
-    tree = tree.expanduser().absolute()
+def _check_tree(tree: Path) -> None:
     if not tree.is_dir():
         raise UsageError(f"driver: there is no directory {tree}")
     for part in _ESSENTIAL:
@@ -145,7 +144,6 @@ def _checked_tree(tree: Path) -> Path:
                 f"driver: {tree} holds no {part}",
                 hint="give a kernel tree (7.2 or later), or a part of one with all of fs/smb in it",
             )
-    return tree
 
 
 def git_source(url: str, commit: str, progress: Progress) -> DriverSource:

@@ -22,7 +22,12 @@ from smbdirect_testbed.kernel.build import (
     socket_arguments,
 )
 from smbdirect_testbed.kernel.build_errors import Origin
-from smbdirect_testbed.kernel.built_driver import BuiltDriver, read_manifest, write_manifest
+from smbdirect_testbed.kernel.built_driver import (
+    MODULES,
+    BuiltDriver,
+    read_manifest,
+    write_manifest,
+)
 from smbdirect_testbed.kernel.host_build import HostBuildRoot
 from smbdirect_testbed.kernel.running import RunningKernel
 from smbdirect_testbed.kernel.toolchain import HELPER_PARTS, SMB, Toolchain, provide_toolchain
@@ -34,7 +39,6 @@ _VERSION = "1"
 """Of this module: to be raised when it makes something else of the same modules."""
 
 _SOCKET = "smbdirect_socket"
-_ORDER = ("smbdirect", "siw", "cifs", "ksmbd", _SOCKET)
 
 
 def provide_local_driver(
@@ -77,8 +81,8 @@ def _toolchain(image: Image, progress: Progress, kernel: RunningKernel) -> Toolc
         )
     of_image = provide_toolchain(image, progress)
     helpers = paths.cache() / "local-build" / "helpers"
-    outputs = {of_image.source / part: helpers / part for part in HELPER_PARTS}
-    of_image.build_root.run(["true"], outputs=outputs)
+    parts = {of_image.source / part: helpers / part for part in HELPER_PARTS}
+    of_image.build_root.take(parts)
     return Toolchain(
         kernel=of_image.kernel,
         build_root=HostBuildRoot(headers, helpers),
@@ -97,7 +101,7 @@ def _identity(kernel: RunningKernel) -> str:
 
 def _provide_installed(image: Image, progress: Progress, kernel: RunningKernel) -> BuiltDriver:
     """The modules that are installed, and what is built of ours to go with them."""
-    files = {name: file for name in _ORDER if (file := kernel.file(name))}
+    files = {name: file for name in MODULES if (file := kernel.file(name))}
     modules = {name: _content(file) for name, file in files.items()}
     ours = our_code()
     parts = (part for name, content in modules.items() for part in (name, content))
@@ -115,7 +119,7 @@ def _provide_installed(image: Image, progress: Progress, kernel: RunningKernel) 
                     _toolchain(image, progress, kernel), kernel, tree, directory, progress
                 )
         cache.remove(tree)
-        order = tuple(n for n in _ORDER if (directory / f"{n}.ko").exists())
+        order = tuple(n for n in MODULES if (directory / f"{n}.ko").exists())
         source, version = f"installed for kernel {kernel.release}", kernel.version
         write_manifest(directory, digest, order, source=source, version=version)
 
@@ -129,13 +133,12 @@ def _build_socket(
     source = _smbdirect_source(kernel)
     root = toolchain.build_root
     with root.work_directory(_SOCKET, progress) as work:
-        inputs = {work / part: tree / part for part in ("include", _SOCKET)}
-        root.run(["true"], inputs=inputs)
+        root.put({work / part: tree / part for part in ("include", _SOCKET)})
         symbols = toolchain.headers / "Module.symvers"
         step = [*kbuild_command(toolchain), *socket_arguments(work, source, symbols)]
         run_steps(root, [step], work, Origin("this project"))
         module = f"{_SOCKET}.ko"
-        root.run(["true"], outputs={work / _SOCKET / module: directory / module})
+        root.take({work / _SOCKET / module: directory / module})
 
 
 def _smbdirect_source(kernel: RunningKernel) -> PurePosixPath:

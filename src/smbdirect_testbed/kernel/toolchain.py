@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from smbdirect_testbed.config import rdma
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.image.mmdebstrap import PackageMissing
 from smbdirect_testbed.image.recipe import read_recipe
@@ -13,8 +14,8 @@ from smbdirect_testbed.kernel.build_root import BuildRoot, provide_build_root
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
-SMB, SIW = "fs/smb", "drivers/infiniband/sw/siw"
-SOURCE_PARTS = (SMB, SIW, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
+SMB = "fs/smb"
+SOURCE_PARTS = (SMB, *rdma.BUILT, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
 """The parts of a kernel tree that the driver is built from."""
 
 QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"

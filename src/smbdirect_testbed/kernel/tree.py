@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from smbdirect_testbed.config import rdma
 from smbdirect_testbed.lib.errors import ProvisionError, UsageError
 
 _FULL = ("Makefile", "Kconfig", "include/linux/kernel.h", "kernel/fork.c", "arch/um/Makefile")
@@ -32,8 +33,7 @@ _KCONFIG = re.compile(r"Kconfig")
 _RULES = re.compile(r"Kconfig|Makefile|Kbuild")
 _ONLY = {
     # The driver is built on its own.
-    "fs/smb": _KCONFIG,
-    "drivers/infiniband/sw/siw": _KCONFIG,
+    **dict.fromkeys(("fs/smb", *rdma.BUILT), _KCONFIG),
     # No kernel of ours has these, yet kconfig and make look at them.
     **dict.fromkeys(("Documentation", "rust", "samples", "sound"), _RULES),
     **dict.fromkeys((f"drivers/{name}" for name in UNUSED_DRIVERS), _RULES),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from smbdirect_testbed.config import rdma
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.build_root import BuildRoot
 from smbdirect_testbed.kernel.toolchain import (
@@ -43,15 +44,20 @@ _UNUSED = (
 )
 """What no kernel of ours is built from: most of the source."""
 
+_WITHOUT_RDMA = "\n".join(
+    f"sed -i '/CONFIG_{traits.option}/d' {PurePosixPath(source).parent}/Makefile"
+    for source, traits in rdma.BUILT.items()
+)
+
 # The driver is built out of tree, from whatever source is under test, so the kernel comes without
 # it. A static program runs on any computer; the network driver forbids that for the sake of
 # transports that look up names, which are not used here. With 100 ticks a second an RCU grace
 # period takes so long that destroying some connections, with slab caches of their own, holds up
 # new ones for seconds.
-CHANGES = r"""
+CHANGES = rf"""
 sed -i '/CONFIG_SMBFS/d' fs/Makefile
-sed -i '/CONFIG_RDMA_SIW/d' drivers/infiniband/sw/Makefile
-sed -i '/^config UML_NET_VECTOR/,/^config /{/select MAY_HAVE_RUNTIME_DEPS/d}' arch/um/drivers/Kconfig
+{_WITHOUT_RDMA}
+sed -i '/^config UML_NET_VECTOR/,/^config /{{/select MAY_HAVE_RUNTIME_DEPS/d}}' arch/um/drivers/Kconfig
 sed -i '/^config HZ$/,/^config /s/default 100$/default 1000/' arch/um/Kconfig
 """  # noqa: E501
 
@@ -201,7 +207,7 @@ def compile_kernel(
         return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
 
     run("sh", "-ec", CHANGES)
-    root.run(["true"], inputs={config: paths.images() / "uml.config"})
+    root.put({config: paths.images() / "uml.config"})
     run(*MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
     check(_dropped_options(run("cat", ".config")))
     # One more than there are processors, for those that wait for the disk.
@@ -212,8 +218,7 @@ def compile_kernel(
     modules = installed / "lib/modules" / release
     # It leads to the tree, which no machine sees.
     run("rm", "-f", str(modules / "build"))
-    outputs = {work / "linux": directory / "linux", modules: directory / "modules"}
-    root.run(["true"], outputs=outputs)
+    root.take({work / "linux": directory / "linux", modules: directory / "modules"})
     return release
 
 

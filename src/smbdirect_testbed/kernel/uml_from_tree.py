@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smbdirect_testbed.config.spec import DriverOrigin, DriverSpec
+from smbdirect_testbed.config.spec import DriverSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.build_errors import compile_errors
 from smbdirect_testbed.kernel.build_root import BuildRoot
@@ -47,9 +47,8 @@ def provide_kernel(spec: DriverSpec, image: Image, progress: Progress) -> UmlKer
 
     :raises ProvisionError: the source cannot be had, or does not compile
     """
-    tree = Path(spec.path).expanduser().absolute() if spec.path else None
-    if spec.origin is DriverOrigin.TREE and tree and is_full(tree):
-        return provide_tree_kernel(tree, image, progress)
+    if spec.path and is_full(spec.path):
+        return provide_tree_kernel(spec.path, image, progress)
     return provide_uml_kernel(image, progress)
 
 
@@ -152,7 +151,7 @@ def _begin_with_distribution(
 
 
 def _name(tree: Path) -> str:
-    parts = [_VERSION, str(tree.expanduser().absolute()), CHANGES]
+    parts = [_VERSION, str(tree), CHANGES]
     return f"uml-tree-{cache.digest(parts)[:16]}"
 
 

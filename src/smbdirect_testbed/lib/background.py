@@ -78,7 +78,7 @@ class Background(Generic[T]):
 
     def _wait(self, entering: Entering[T]) -> None:
         try:
-            entering.join()
+            entering.wait()
         except KeyboardInterrupt:
             entering.interrupt()
             raise

@@ -15,6 +15,11 @@ PROJECT = PACKAGE.parents[1]
 """The checkout: the package is installed from it in editable mode."""
 
 
+def absolute(path: Path) -> Path:
+    """A path that a user wrote: relative to the directory he works in, or with a ``~``."""
+    return path.expanduser().absolute()
+
+
 def environments() -> Path:
     """The directory of environment files."""
     return PROJECT / "envs"

@@ -7,10 +7,12 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 
 
@@ -72,6 +74,7 @@ def run(
     :param pass_fds: file descriptors that it inherits
     :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
     :raises ProvisionError: the command does not exist
+    :raises KeyboardInterrupt: what this thread does was called off, see :mod:`.cancel`
     """
     args = [os.fspath(a) for a in argv]
     data = input.encode() if isinstance(input, str) else input
@@ -91,7 +94,7 @@ def run(
             f"{e.filename} is not there: cannot run {args[0]}", hint="see smbdirect-testbed doctor"
         ) from e
     try:
-        out, err = proc.communicate(data, timeout)
+        out, err = _communicate(proc, data, timeout)
     except subprocess.TimeoutExpired:
         kill_group(proc)
         out, err = proc.communicate()
@@ -112,6 +115,26 @@ def kill_group(proc: subprocess.Popen[bytes]) -> None:
     """Kill a process started with ``start_new_session`` together with its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(proc.pid, signal.SIGKILL)
+
+
+def _communicate(
+    proc: subprocess.Popen[bytes], data: bytes | None, timeout: float | None
+) -> tuple[bytes, bytes]:
+    """What a process prints until its end; looks meanwhile whether it is called off."""
+    if not cancel.applies():
+        return proc.communicate(data, timeout)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = cancel.INTERVAL
+        if deadline is not None:
+            left = max(0.0, min(left, deadline - time.monotonic()))
+        try:
+            return proc.communicate(data, left)
+        except subprocess.TimeoutExpired:
+            cancel.point()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+        data = None  # it has it, or will get it
 
 
 def _text(data: bytes | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Generic, TypeVar
+
+from smbdirect_testbed.lib import cancel
+from smbdirect_testbed.lib.cancel import Cancel
 
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ def enter_together(
                     thread.launch()
             for thread in entering.values():
                 if thread.runs():
-                    thread.join()
+                    thread.wait()
             break
         except KeyboardInterrupt:
             # And again for those who are impatient: nobody is left behind half way.
@@ -57,15 +59,16 @@ class Entering(threading.Thread, Generic[T]):
         self.entered = False
         self._launched = False
         self._began = threading.Event()
-        self._interrupted = False
+        self._cancel = Cancel()
         self._value: T | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self._began.set()
-            self._value = self.context.__enter__()
-            self.entered = True
+            with self._cancel.applied():
+                self._value = self.context.__enter__()
+                self.entered = True
         except BaseException as e:
             self._error = e
 
@@ -79,16 +82,20 @@ class Entering(threading.Thread, Generic[T]):
         """Whether it runs, or did; one that was interrupted when it was launched may begin late."""
         return self._launched and self._began.wait(_PATIENCE)
 
-    def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the thread, as soon as it does not wait for the kernel.
+    def wait(self) -> None:
+        """Wait until it is done.
 
-        Only once: then it is cleaning up.
+        :raises KeyboardInterrupt: Ctrl-C, or what this thread does was called off
         """
-        if self.runs() and self.is_alive() and not self._interrupted:
-            self._interrupted = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)
-            )
+        if not cancel.applies():
+            self.join()
+        while self.is_alive():
+            self.join(cancel.INTERVAL)
+            cancel.point()
+
+    def interrupt(self) -> None:
+        """Have it raise KeyboardInterrupt the next time that it waits; only once."""
+        self._cancel.request()
 
     def outcome(self) -> T:
         """What the context gave, or raise what it raised."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.errors import ProvisionError
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ def wait_until(
     :param timeout: seconds until giving up
     :param interval: seconds between two polls
     :raises ProvisionError: the deadline passed
+    :raises KeyboardInterrupt: what this thread does was called off, see :mod:`.cancel`
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -30,4 +32,4 @@ def wait_until(
             return value
         if time.monotonic() >= deadline:
             raise ProvisionError(f"timed out after {timeout:g} s waiting for {what}")
-        time.sleep(interval)
+        cancel.sleep(interval)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
+from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.agent_connection import Connection
 from smbdirect_testbed.machine.agent_program import DIRECTORY
@@ -98,6 +99,7 @@ class AgentChannel:
         """
         deadline = time.monotonic() + timeout
         while not self._ready.came.wait(interval):
+            cancel.point()
             watch()
             if time.monotonic() > deadline:
                 return False
@@ -142,6 +144,7 @@ class AgentChannel:
     def _wait(self, waiting: _Waiting, what: str, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while not waiting.came.wait(min(_INTERVAL, max(0.0, deadline - time.monotonic()))):
+            cancel.point()
             self._machine.raise_if_dead()
             if time.monotonic() >= deadline:
                 raise NoAnswer(self._text(what, f"did not answer in {timeout:g} s"))

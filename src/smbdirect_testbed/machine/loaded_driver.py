@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.config.rdma import RdmaType
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.machine import Machine
 
 if TYPE_CHECKING:
     from smbdirect_testbed.kernel.built_driver import BuiltDriver
 
-_DISTRIBUTION_MODULES = ("rdma_rxe", "rdma_ucm", "ib_uverbs", "ib_umad")
-"""Loaded besides ours: the RoCEv2 device and what userspace needs for verbs."""
+_DISTRIBUTION_MODULES = (
+    *(t.traits.module for t in RdmaType if not t.traits.source),
+    *("rdma_ucm", "ib_uverbs", "ib_umad"),
+)
+"""Loaded besides ours: the kernel's own RDMA devices and what userspace needs for verbs."""
 
 PREPARED = "driver"
 """In :attr:`Machine.prepared`: the digest of the driver that is there."""

@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from smbdirect_testbed.config.spec import EnvironmentSpec, LinkSpec, RdmaType, Stack
+from smbdirect_testbed.config.spec import EnvironmentSpec, LinkSpec, Stack
 from smbdirect_testbed.machine.host import Host, HostEnd
 from smbdirect_testbed.machine.machine import Machine
 
 if TYPE_CHECKING:
     from smbdirect_testbed.agent.requests import Link, LinkEnd, LinkShape
-
-_GIDS = {RdmaType.RXE: 3, RdmaType.SIW: 1}
-"""GID table entries of an interface with one IPv4, one IPv6 and one link-local address; iWARP has
-one for the interface."""
 
 
 @contextmanager
@@ -90,7 +86,7 @@ def _make_rdma_links(hosts: Iterable[Host], machine: Machine) -> None:
                 "device": end.device,
                 "kind": end.rdma.value,
                 "name": end.rdma_device,
-                "gids": _GIDS[end.rdma],
+                "gids": end.rdma.traits.gids,
             }
             for host in hosts
             for end in host.ends

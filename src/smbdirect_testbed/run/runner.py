@@ -43,7 +43,6 @@ def default_environment(tree: Path | None = None) -> str:
 
     :param tree: of the driver; one of another version than the image's kernel hardly fits that
     """
-    tree = tree.expanduser().absolute() if tree else None
     image = find_image(_IMAGE)
     foreign = tree and is_full(tree) and numbers(tree_version(tree))
     if foreign and image and foreign != numbers(image.kernel_release):
@@ -130,7 +129,6 @@ def prepare_quickest(progress: Progress, *, passed: bool) -> None:
 
 def watched_places(spec: EnvironmentSpec, tree: Path) -> list[Path]:
     """Where in a driver's tree a save changes what runs."""
-    tree = tree.expanduser().absolute()
     if spec.carrier is CarrierKind.UML and is_full(tree):
         return watched_directories(tree)
     return [tree / part for part in SOURCE_PARTS]
@@ -142,7 +140,7 @@ def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
     :raises UsageError: the spec's or the given tree holds no driver
     """
     if tree is not None:
-        driver = DriverSpec(origin=DriverOrigin.TREE, path=str(tree.expanduser().absolute()))
+        driver = DriverSpec(origin=DriverOrigin.TREE, path=tree)
         spec = dataclasses.replace(spec, driver=driver)
     driver_source.check(spec.driver)
     return spec

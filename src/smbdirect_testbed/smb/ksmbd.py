@@ -22,8 +22,7 @@ _STOP_TIMEOUT = 20
 """Seconds."""
 
 _TCP_PORT = 445
-RDMA_PORTS = {RdmaType.RXE: 445, RdmaType.SIW: 5445}
-"""InfiniBand and RoCE have RDMA ports of their own; iWARP's are TCP's, so it has SMB-Direct's."""
+RDMA_PORTS = {t: t.traits.ksmbd_port for t in RdmaType}
 
 # The kernel has one ksmbd, which opens its listeners when mountd tells it to. The lock file of the
 # tools lies in /run/lock.

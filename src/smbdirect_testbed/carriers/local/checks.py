@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from smbdirect_testbed.carriers.local.modules import DRIVER, NEEDED, RDMA
+from smbdirect_testbed.carriers.local.modules import DRIVER, NEEDED
 from smbdirect_testbed.carriers.local.provide import raise_if_up
 from smbdirect_testbed.config.ports import PORTS
 from smbdirect_testbed.config.spec import DriverOrigin, EnvironmentSpec, ServerKind, Stack
@@ -171,7 +171,7 @@ def _modules(spec: EnvironmentSpec, kernel: RunningKernel) -> Iterator[Objection
             "install the running kernel's modules, or boot the kernel whose modules are installed",
         )
         return
-    rdma = {RDMA[end.rdma.value] for link in spec.links for end in link.ends if end.rdma}
+    rdma = {end.rdma.traits.module for link in spec.links for end in link.ends if end.rdma}
     shaped = any(link.delay or link.loss for link in spec.links)
     for name in (*NEEDED, *sorted(rdma - set(DRIVER)), *(["sch_netem"] if shaped else [])):
         if not kernel.has(name):

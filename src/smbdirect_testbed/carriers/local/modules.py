@@ -7,18 +7,17 @@ import os
 from collections.abc import Iterable
 
 from smbdirect_testbed.carriers.local.record import LocalRecord
+from smbdirect_testbed.config.rdma import RdmaType
+from smbdirect_testbed.kernel.built_driver import MODULES
 from smbdirect_testbed.kernel.running import RunningKernel, loaded_modules
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 
-DRIVER = ("smbdirect", "siw", "cifs", "ksmbd", "smbdirect_socket")
+DRIVER = tuple(MODULES)
 """What is under test: nobody else may use these."""
 
 NEEDED = ("loop", "erofs", "overlay", "ext4", "veth", "rdma_ucm", "ib_uverbs", "ib_umad")
 """What a machine is made with, besides its RDMA links."""
-
-RDMA = {"rxe": "rdma_rxe", "siw": "siw"}
-"""The module of an RDMA link, by its type."""
 
 _REQUESTED_BELOW = (
     "arch/x86/crypto",
@@ -44,7 +43,7 @@ def ours(kernel: RunningKernel, driver: Iterable[str]) -> tuple[str, ...]:
 
     :param driver: the names of the modules that are loaded from a build
     """
-    asked = kernel.closure([*NEEDED, *RDMA.values(), *DRIVER, *driver])
+    asked = kernel.closure([*NEEDED, *(t.traits.module for t in RdmaType), *DRIVER, *driver])
     return tuple(sorted(asked | set(kernel.below(_REQUESTED_BELOW))))
 
 

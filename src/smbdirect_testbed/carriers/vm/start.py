@@ -30,7 +30,7 @@ from smbdirect_testbed.carriers.vm.sparse_copy import copy_sparse
 from smbdirect_testbed.carriers.vm.template import Template
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image
-from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib import cancel, paths
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.agent_connection import AgentSocket
 from smbdirect_testbed.machine.agent_program import offer_agent
@@ -102,7 +102,7 @@ def clone(record: VmRecord, parts: MachineParts, template: Template, state: VmSt
     ram = RamFile(template.ram, shared=False)
     try:
         with ThreadPoolExecutor() as pool:
-            keys = pool.submit(make_keys, state.ssh, state.shared)
+            keys = pool.submit(cancel.carried(partial(make_keys, state.ssh, state.shared)))
             record = _start(record, parts, state, ram, template.state)
             keys.result()
     except StartFailed as e:
