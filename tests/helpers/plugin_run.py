@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -80,6 +81,15 @@ class ScenarioMachine(FakeMachine):
             if self.last_mark and self.last_mark in input.decode():
                 self.says(PANIC)
                 self.died = "Kernel panic - not syncing: Fatal exception"
+
+
+def _census(environment: Any) -> dict[str, int]:
+    """What there is; some of it goes by itself, after so many looks."""
+    for what, looks in list(environment.gone_later.items()):
+        environment.gone_later[what] = looks - 1
+        if looks == 0:
+            del environment.census[what]
+    return dict(environment.census)
 
 
 def _check(environment: Any) -> None:
@@ -164,6 +174,9 @@ class Run:
         client = SimpleNamespace(run=self.client_runs, end_towards=lambda peer: end)
         try:
             environment = SimpleNamespace(
+                census=Counter(),
+                gone_later={},
+                drivers={"machine": SimpleNamespace(names=[])},
                 driver_is_loaded=True,
                 spec=spec,
                 machine=machine,
@@ -177,6 +190,8 @@ class Run:
                 death=machine.death,
                 facts=lambda: {"environment": "fake", "samba": "4.24"},
             )
+            agent = SimpleNamespace(take_census=lambda *_: _census(environment))
+            machine.required_agent = lambda: agent  # type: ignore[method-assign,assignment,return-value]
             environment.condemn = machine.condemn
             environment.check = lambda: _check(environment)
             yield environment

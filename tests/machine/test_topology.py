@@ -147,3 +147,20 @@ def test_a_file_system_in_use_is_unmounted_a_moment_later(tmp_path: Path) -> Non
     argv = [*private, sys.executable, "-c", _UNMOUNT, str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_census_counts_what_is_made_and_left(call: Call, tmp_path: Path) -> None:
+    pids = call("make_hosts", namespaces=["a", "b"], machine_stack=[])["ok"]
+    before = call("take_census", holders=pids, modules=[])["ok"]
+    call("make_links", links=[_link(_end("a", 1), _end("b", 2))])
+    _inside(pids["a"], "mount", "-t", "tmpfs", "none", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        after = call("take_census", holders=pids, modules=[])["ok"]
+        sleeping.kill()
+    more = {what: number - before.get(what, 0) for what, number in after.items()}
+    assert more.pop("process sleep") > 0
+    assert {what for what, n in more.items() if n and not what.startswith("process")} == {
+        "interface smb0 of host a",
+        "interface smb0 of host b",
+        f"mount {tmp_path} of host a",
+    }

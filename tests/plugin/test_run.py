@@ -489,6 +489,43 @@ def test_a_scenario_that_stands_still(run: Run) -> None:
     assert (run.results / "scenarios/test_it.test_hangs/hang.log").exists()
 
 
+def test_what_is_left_behind_fails_its_scenario(run: Run) -> None:
+    run.write(
+        """
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def mount(environment):
+            environment.census["mount /mnt"] += 1
+            yield
+            environment.census["mount /mnt"] -= 1
+
+        def test_sets_up_for_others(mount): pass
+
+        def test_leaks(mount, environment):
+            environment.census["qp of RDMA link rxe"] += 2
+
+        def test_after(mount, environment):
+            environment.census["process sleep"] += 1
+            environment.gone_later["process sleep"] = 3
+
+        def test_leaves_something_and_fails(environment):
+            environment.census["mount /busy"] += 1
+            raise RuntimeError("the device is busy")
+
+        def test_on_a_fresh_machine(environment):
+            assert environment.census["mount /busy"] == 0
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    outcomes = [s["outcome"] for s in run.json()["scenarios"]]
+    assert outcomes == ["passed", "failed", "passed", "failed", "passed"]
+    assert run.scenario("test_leaks")["message"] == "left behind: 2 qp of RDMA link rxe"
+    message = run.scenario("test_leaves_something_and_fails")["message"]
+    assert "the device is busy" in message
+    assert any("it left behind 1 mount /busy" in note for note in run.json()["notes"])
+
+
 def test_only_early_scenarios_begin_while_servers_start(run: Run) -> None:
     run.write(
         """

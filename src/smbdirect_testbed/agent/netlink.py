@@ -74,12 +74,17 @@ def text(value: str) -> bytes:
 
 
 def parsed(data: bytes) -> dict[int, bytes]:
-    """Attributes by their numbers."""
-    attributes = {}
+    """Attributes by their numbers; the last one of each."""
+    return dict(listed(data))
+
+
+def listed(data: bytes) -> list[tuple[int, bytes]]:
+    """Attributes with their numbers, in their order."""
+    attributes = []
     while data:
         length, number = struct.unpack_from(_ATTRIBUTE, data)
         value = data[struct.calcsize(_ATTRIBUTE) : length]
-        attributes[number & _NUMBER_OF_ATTRIBUTE] = value
+        attributes.append((number & _NUMBER_OF_ATTRIBUTE, value))
         data = data[_aligned(length) :]
     return attributes
 

@@ -10,7 +10,7 @@ import termios
 import tty
 from _queue import SimpleQueue
 
-from smbdirect_testbed.agent import kernel, modules
+from smbdirect_testbed.agent import census, kernel, modules
 from smbdirect_testbed.agent.capture import Capture
 from smbdirect_testbed.agent.cheap_imports import partial
 from smbdirect_testbed.agent.clone import Clone
@@ -58,6 +58,7 @@ class Agent:
             "mark_capture": capture.mark_capture,
             "require_capture": capture.require_capture,
             "end_capture": capture.end_capture,
+            "take_census": partial(census.take, self._namespaces),
             "freeze": self._freeze,
             "thaw": self._thaw,
         }

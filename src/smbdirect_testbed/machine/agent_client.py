@@ -158,6 +158,16 @@ class AgentClient:
         said: str = self._ask("end_capture")
         return said
 
+    def take_census(self, hosts: Mapping[str, int], modules: Sequence[str]) -> dict[str, int]:
+        """Count what there is that may be left behind: interfaces, mounts, RDMA resources, ...
+
+        :param hosts: by name, the process to enter each by; 0 for the machine's own stack
+        :param modules: kernel modules whose users are counted
+        :returns: numbers by what is counted: ``qp of RDMA link rxe_client0``
+        """
+        found: dict[str, int] = self._ask("take_census", holders=dict(hosts), modules=list(modules))
+        return found
+
     def freeze(self) -> None:
         """Let go of what belongs to this machine alone, so that it can become a template."""
         self._ask("freeze")

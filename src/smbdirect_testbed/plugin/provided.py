@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import Splat, find_splats
 from smbdirect_testbed.plugin.evidence import Evidence, log_name
+from smbdirect_testbed.plugin.leftovers import Leftovers
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
@@ -31,6 +32,7 @@ class ProvidedEnvironment:
 
     environment: Environment
     evidence: Evidence
+    leftovers: Leftovers
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class ProvidedEnvironment:
                 evidence = Evidence(self.environment, self._results, self._notes)
                 self.evidence = stack.enter_context(evidence)
                 splats = self.evidence.border("provided", directory)
+            self.leftovers = Leftovers(self.environment)
             self._stack = stack.pop_all()
             return splats
 

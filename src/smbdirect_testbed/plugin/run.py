@@ -28,6 +28,7 @@ from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.foundations import Became, Foundations
 from smbdirect_testbed.plugin.hang import investigate, summary
+from smbdirect_testbed.plugin.leftovers import describe_leftovers
 from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.pytest_args import pytest_arguments
@@ -316,6 +317,8 @@ class RunPlugin:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._touched, self._parts = False, []
         self._context.evidence.begin()
+        if self._context.up:
+            self._context.up.leftovers.begin(item)
         self._watchdog.begin(item.nodeid, self._deadlines.of(item))
         try:
             done = yield
@@ -412,6 +415,9 @@ class RunPlugin:
         else:
             return
         untrusted = suspicious(splats)
+        left = []
+        if report.when == "teardown" and not was_broken:
+            left = self._context.up.leftovers.judge(item) if self._context.up else []
         splats, not_made = known_splats.expect(item, report, splats, self._context.notes)
         death = evidence.death()
         if report.when == "teardown":
@@ -423,6 +429,10 @@ class RunPlugin:
             fail(report, f"{hung}\n\n{describe(splats)}".rstrip())
         else:
             self._fail(report, splats, not_made, death, was_broken=was_broken)
+        if left and not death:
+            fail(report, describe_leftovers(left))
+            failed = self._context.recorder.result(item.nodeid).outcome is Outcome.FAILED
+            untrusted = untrusted or (f"it left behind {left[0]}" if failed else None)
         if why := death or untrusted:
             self._break(item.nodeid, why)
 

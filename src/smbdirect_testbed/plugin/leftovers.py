@@ -1,0 +1,99 @@
+"""What scenarios leave behind in their machines: it fails them, although nobody looked for it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smbdirect_testbed.config.spec import RdmaType
+from smbdirect_testbed.lib.errors import TestbedError
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.environment.environment import Environment
+
+_SETTLE = {RdmaType.RXE: 4.0, RdmaType.SIW: 15.0}
+"""Seconds for what goes by itself: servers let go of clients that ended, and siw keeps a connection
+for 10 s."""
+_INTERVAL = 0.1
+_MOST = 8
+"""Lines of a message."""
+
+Census = Counter[str]
+"""What there is in all machines, and how often."""
+
+
+class Leftovers:
+    """Compares what there is before a scenario and after it.
+
+    Fixtures that live longer than a scenario may leave what they made: a scenario in which one of
+    them was set up is not judged.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._before: Census | None = None
+        self._fixtures: set[str] = set()
+
+    def begin(self, item: pytest.Item) -> None:
+        """A scenario begins."""
+        self._fixtures = _long_lived(item)
+        if self._before is None:
+            self._before = self._census()
+
+    def judge(self, item: pytest.Item) -> list[str]:
+        """What a scenario left behind, a line each; what others left before is not counted."""
+        before, self._before = self._before, None
+        if before is None or (now := self._census()) is None:
+            return []
+        if _long_lived(item) - self._fixtures:
+            self._before = now
+            return []
+        deadline = time.monotonic() + self._patience()
+        while (left := now - before) and time.monotonic() < deadline:
+            time.sleep(_INTERVAL)
+            if (again := self._census()) is None:
+                return []
+            now = again
+        self._before = now
+        return [f"{number} {what}" for what, number in sorted(left.items())][:_MOST]
+
+    def _patience(self) -> float:
+        rdma = {end.rdma for link in self._environment.spec.links for end in link.ends}
+        return max((_SETTLE[kind] for kind in rdma if kind in _SETTLE), default=2.0)
+
+    def _census(self) -> Census | None:
+        """None if a machine cannot tell: then it has failed in another way."""
+        found: Census = Counter()
+        machines = self._environment.machines
+        try:
+            for name, machine in machines.items():
+                hosts = [h for h in self._environment.hosts.values() if h.machine is machine]
+                told = machine.required_agent().take_census(
+                    {host.name: host.pid for host in hosts}, self._environment.drivers[name].names
+                )
+                where = "" if len(machines) == 1 else f" in machine {name}"
+                found.update({f"{what}{where}": number for what, number in told.items()})
+        except TestbedError:
+            return None
+        return found
+
+
+def describe_leftovers(left: Iterable[str]) -> str:
+    """A message about what was left behind: the first line says it all."""
+    lines = list(left)
+    return "\n".join([f"left behind: {lines[0]}", *(f"             {line}" for line in lines[1:])])
+
+
+def _long_lived(item: pytest.Item) -> set[str]:
+    """Names of a scenario's fixtures that outlive it and are set up."""
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs if info else {}
+    return {
+        name
+        for name, found in definitions.items()
+        if found and found[-1].scope != "function" and found[-1].cached_result is not None
+    }
