@@ -33,10 +33,11 @@ def take(namespaces: Namespaces, holders: dict[str, int], modules: list[str]) ->
                 _add(found, f"mount {line.split()[1]} of host {host}")
     for device, kind, number in nldev.resources():
         _add(found, f"{kind} of RDMA link {device}", number)
-    for line in kernel.read("/proc/modules").splitlines():
-        name, _, users = line.split()[:3]
-        if name in modules:
-            _add(found, f"reference to module {name}", int(users))
+    for name in modules:
+        path = f"/sys/module/{name}/refcnt"
+        # Not that of one that is part of the kernel.
+        if os.path.exists(path):
+            _add(found, f"reference to module {name}", int(kernel.read(path)))
     for name in _processes():
         _add(found, f"process {name}")
     return found
