@@ -24,7 +24,13 @@ _LONGEST_NAME = 100
 
 
 class Outcome(StrEnum):
-    """How a scenario ended."""
+    """How a scenario, or a test within one, ended.
+
+    ::
+
+        outcome = Outcome.PASSED if done.ok else Outcome.FAILED
+        report_subtest(request.node, "mine", "mine[tcp]", Subtest("mine", outcome, seconds=0.1))
+    """
 
     PASSED = "passed"
     FAILED = "failed"
