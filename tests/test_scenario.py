@@ -29,7 +29,7 @@ ARGUMENTS = (
     *("smbd: Smbd", "ksmbd: Ksmbd", "smbclient: SmbClient", "wire: Wire", "scenario_log: Path"),
     *("torture: Torture", "request: pytest.FixtureRequest"),
     # What scenarios make themselves.
-    *("done: CommandResult", "known: Expectations"),
+    *("done: CommandResult", "expectations: Expectations", "subtest: Subtest", "path: Path"),
 )
 
 

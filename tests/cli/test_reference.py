@@ -44,26 +44,16 @@ def test_what_is_around_the_tables_stays() -> None:
         updated(text.replace("generated: fixtures", "made: fixtures"))
 
 
-@pytest.mark.parametrize("docstring", [None, "", "One line.", "::\n\n", "One line.\n\n::\n\ntext"])
-def test_without_an_example(docstring: str | None) -> None:
+@pytest.mark.parametrize("text", ["", "One line.", "One line::\n\n", "One line::\n\ntext"])
+def test_without_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="thing has no summary and example"):
-        Entry.of("thing", docstring)
+        Entry.of("thing", text)
 
 
 def test_an_entry() -> None:
-    docstring = """Summary of ``this``
-    in :class:`two` lines.
-
-    More.
-
-    ::
-
-        with a:
-            b
-
-        c
-
-    :param d: e
-    """
-    entry = Entry("x", "Summary of `this` in `two` lines.", "with a:\n    b\n\nc")
-    assert Entry.of("x", docstring) == entry
+    text = (
+        "Summary of ``this``\nin :class:`two` lines.\n\n::\n\n    if a:\n        b\n\n:param c: d"
+    )
+    entry = Entry("x", "Summary of `this` in `two` lines.", "if a:\n    b")
+    assert Entry.of("x", text) == entry
+    assert Entry.of("x", "Summary::\n\n    a\n\n    b") == Entry("x", "Summary.", "a\n\nb")

@@ -26,9 +26,7 @@ DOCUMENT = paths.PROJECT / "docs" / "scenarios.md"
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that scenarios use.
-
-    ::
+    """Something that scenarios use::
 
         Entry("wire", "What goes over the links.", "wire.expect(Transport.SMBDIRECT)")
 
@@ -41,25 +39,26 @@ class Entry:
     example: str
 
     @classmethod
-    def of(cls, name: str, docstring: str | None) -> Entry:
-        """What a docstring says: its first paragraph, and what is indented below ``::``.
+    def of(cls, name: str, text: str) -> Entry:
+        """What a docstring says: its first paragraph, and what is indented below a ``::``.
 
+        :param text: the docstring, without the indentation that it has from where it stands
         :raises ValueError: it has no summary or no example
         """
-        text = inspect.cleandoc(docstring or "")
-        example = re.search(r"::\n\n((?:(?: {4}.*)?\n)+)", f"{text}\n", re.M)
-        summary = re.sub(r":\w+:`|``", "`", text.partition("\n\n")[0].replace("\n", " "))
-        summary = re.sub(r"::$", ".", summary)
-        if not summary or example is None:
+        example = re.search(r"::\n\n((?:(?: {4}.*)?\n)+)", f"{text}\n")
+        summary = text.partition("\n\n")[0].replace("\n", " ").replace("::", ".")
+        summary = re.sub(r":\w+:`|``", "`", summary)
+        code = textwrap.dedent(example[1]).strip() if example else ""
+        if not summary or not code:
             raise ValueError(f"{name} has no summary and example in its docstring")
-        return cls(name, summary, textwrap.dedent(example[1]).strip())
+        return cls(name, summary, code)
 
 
 def fixtures() -> list[Entry]:
     """All fixtures that scenarios may ask for, in the order of the code."""
     (plugin,) = (n for n in _body(fixtures_module) if isinstance(n, ast.ClassDef))
     return [
-        Entry.of(n.name, ast.get_docstring(n))
+        Entry.of(n.name, _docstring(n))
         for n in plugin.body
         if isinstance(n, ast.FunctionDef)
         and not n.name.startswith("_")
@@ -83,9 +82,28 @@ def names() -> list[Entry]:
     found = []
     for name in sorted(scenario.__all__, key=str.casefold):
         value = getattr(scenario, name)
-        own = inspect.isclass(value) or inspect.isfunction(value)
-        found.append(Entry.of(name, value.__doc__ if own else constants.get(name)))
+        if inspect.isclass(value) or inspect.isfunction(value):
+            text = _docstring(ast.parse(inspect.getsource(value)).body[0])
+        else:
+            text = constants.get(name, "")
+        found.append(Entry.of(name, text))
     return found
+
+
+def _docstring(node: ast.AST) -> str:
+    """A docstring without the indentation of its place.
+
+    Python's own function for that would take an example's indentation, too, where nothing but the
+    example follows the first line.
+    """
+    match node:
+        case (
+            ast.FunctionDef(body=[ast.Expr(ast.Constant(value=str(text))) as place, *_])
+            | ast.ClassDef(body=[ast.Expr(ast.Constant(value=str(text))) as place, *_])
+        ):
+            lines = [line.removeprefix(" " * place.col_offset) for line in text.split("\n")]
+            return "\n".join(lines).strip()
+    return ""
 
 
 def _body(module: ModuleType) -> list[ast.stmt]:

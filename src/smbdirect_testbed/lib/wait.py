@@ -17,7 +17,8 @@ def wait_until(
 ) -> T:
     """Poll ``condition`` until it returns something true, and return that::
 
-        pid = wait_until(lambda: read_pid(file), "smbd to write its pid", timeout=10)
+        log = scenario_log / "server.log"
+        wait_until(lambda: "listening" in log.read_text(), "the server to listen", timeout=20)
 
     :param what: the condition in words, for the error: "smbd to listen on port 445"
     :param timeout: seconds until giving up

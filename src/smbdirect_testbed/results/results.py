@@ -24,11 +24,12 @@ _LONGEST_NAME = 100
 
 
 class Outcome(StrEnum):
-    """How a scenario, or a test within one, ended::
+    """How a scenario, or a test within one, ended.
 
-        assert result.outcome is Outcome.PASSED
+    ::
 
-    The values are those of ``run.json``.
+        outcome = Outcome.PASSED if done.ok else Outcome.FAILED
+        report_subtest(request.node, "mine", "mine[tcp]", Subtest("mine", outcome, seconds=0.1))
     """
 
     PASSED = "passed"
