@@ -85,6 +85,47 @@ def test_expected_errors_need_no_traceback(run: Run) -> None:
     assert run.scenario("test_transport")["message"].startswith("SMB went over TCP")
 
 
+def test_the_first_cause_is_told_and_not_the_last(run: Run) -> None:
+    run.write(
+        """
+        from contextlib import contextmanager
+        from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
+
+        @contextmanager
+        def mounted():
+            try:
+                yield
+            finally:
+                raise CommandFailed(["umount", "/mnt"], 32, "target is busy")
+
+        def test_write():
+            with mounted():
+                raise CommandFailed(["dd", "of=/mnt/x"], 1, "Host is down")
+
+        def test_assertion():
+            with mounted():
+                assert 1 == 2, "the sums differ"
+
+        def test_in_other_words():
+            with mounted():
+                try:
+                    raise OSError("no route")
+                except OSError as e:
+                    raise ProvisionError("the server cannot be reached") from e
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    for name, first in {
+        "test_write": "command failed with status 1: dd of=/mnt/x\nHost is down",
+        "test_assertion": "AssertionError: the sums differ",
+        "test_in_other_words": "the server cannot be reached",
+    }.items():
+        message = run.scenario(name)["message"]
+        assert message.startswith(first)
+        assert "then, while that was undone: command failed with status 32: umount" in message
+    assert run.scenario("test_write")["message"].endswith("test_it.py:14")
+
+
 def test_kernel_report_fails_the_scenario_it_belongs_to(run: Run) -> None:
     run.write(
         f"""
@@ -487,6 +528,29 @@ def test_a_scenario_that_stands_still(run: Run) -> None:
     assert [s["outcome"] for s in run.json()["scenarios"]] == ["failed", "passed"]
     assert run.scenario("test_hangs")["message"].startswith("it did not end in")
     assert (run.results / "scenarios/test_it.test_hangs/hang.log").exists()
+
+
+def test_a_server_that_crashes_fails_the_scenario(run: Run) -> None:
+    run.smbd = True
+    run.write(
+        """
+        CRASH = "INTERNAL ERROR: Signal 11: Segmentation fault in smbd (smbd) pid 812\\n"
+        STACK = "BACKTRACE: 21 stack frames:\\n #0 smbd_smb2_request_process_read+0x40\\n"
+
+        def test_before(): pass
+
+        def test_crash(smbd):
+            (smbd.logs / "log.smbd").open("a").write(f"====\\n{CRASH}====\\n{STACK}")
+
+        def test_after(smbd):
+            (smbd.logs / "log.smbd").open("a").write("closed connection to service share\\n")
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert [s["outcome"] for s in run.json()["scenarios"]] == ["passed", "failed", "passed"]
+    message = run.scenario("test_crash")["message"]
+    assert message.startswith("a server crashed: log.smbd: INTERNAL ERROR: Signal 11")
+    assert "smbd_smb2_request_process_read" in message
 
 
 def test_what_is_left_behind_fails_its_scenario(run: Run) -> None:

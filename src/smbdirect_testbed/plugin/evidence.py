@@ -62,6 +62,8 @@ class Evidence:
         self._seen = Counter[str]()
         self._wire: Wire | None = None
         self._server_logs = ServerLogs()
+        self.crashes: list[str] = []
+        """What servers' logs told of crashes before the last border."""
 
     def __enter__(self) -> Self:
         self._stack.callback(self._pool.shutdown)
@@ -134,7 +136,7 @@ class Evidence:
             directory.mkdir(parents=True, exist_ok=True)
             self._capture.cut(directory / "capture.pcap")
             self._write_counters(directory, moment)
-        self._server_logs.cut(self._environment.servers(), directory)
+        self.crashes = self._server_logs.cut(self._environment.servers(), directory)
         _remove_if_empty(directory)
         self._border = _Border(marks, moment)
         return splats

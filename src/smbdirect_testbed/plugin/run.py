@@ -34,6 +34,7 @@ from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.pytest_args import pytest_arguments
 from smbdirect_testbed.plugin.recorder import not_run_reason
 from smbdirect_testbed.plugin.run_context import RunContext
+from smbdirect_testbed.plugin.server_crashes import describe_crashes
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.usual_seconds import usual_seconds
 from smbdirect_testbed.results import results, terminal
@@ -429,6 +430,8 @@ class RunPlugin:
             fail(report, f"{hung}\n\n{describe(splats)}".rstrip())
         else:
             self._fail(report, splats, not_made, death, was_broken=was_broken)
+        if report.when == "teardown" and evidence.crashes and not death:
+            fail(report, describe_crashes(evidence.crashes))
         if left and not death:
             fail(report, describe_leftovers(left))
             failed = self._context.recorder.result(item.nodeid).outcome is Outcome.FAILED

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.plugin.server_crashes import crashes
+
 if TYPE_CHECKING:
     from smbdirect_testbed.smb.server import SmbServer
 
@@ -22,11 +24,13 @@ class ServerLogs:
         self._ends: dict[Path, int] = {}
         self._servers: dict[Path, SmbServer] = {}
 
-    def cut(self, servers: Iterable[SmbServer], directory: Path | None) -> None:
+    def cut(self, servers: Iterable[SmbServer], directory: Path | None) -> list[str]:
         """Write what came since the last cut, one file for each log.
 
         :param directory: where to; None forgets it
+        :returns: what the logs say of crashes meanwhile
         """
+        found = []
         for server in servers:
             self._servers[server.logs] = server
             for log in _files(server.logs):
@@ -38,6 +42,9 @@ class ServerLogs:
                         file.seek(max(begin, end - _LARGEST_PART))
                         part = file.read(end - file.tell())
                     (directory / f"{server.kind}-{log.name}.log").write_bytes(part)
+                    if crash := crashes(log.name, part.decode(errors="replace")):
+                        found.append(crash)
+        return found
 
     def keep(self, directory: Path) -> None:
         """Copy all logs of all servers seen to a directory each: ``smbd/``."""
