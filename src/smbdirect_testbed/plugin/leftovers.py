@@ -29,36 +29,35 @@ Census = Counter[str]
 class Leftovers:
     """Compares what there is before a scenario and after it.
 
-    Fixtures that live longer than a scenario may leave what they made: a scenario in which one of
-    them was set up is not judged.
+    Fixtures that live longer than a scenario may leave what they made, and make it once more when
+    they end. So what there is is compared with what there was when the same of them were set up.
     """
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._before: Census | None = None
-        self._fixtures: set[str] = set()
+        self._fixtures = _LongLivedFixtures()
+        self._known: dict[frozenset[str], Census] = {}
 
     def begin(self, item: pytest.Item) -> None:
         """A scenario begins."""
-        self._fixtures = _long_lived(item)
-        if self._before is None:
-            self._before = self._census()
+        self._fixtures.learn(item)
+        set_up = self._fixtures.set_up()
+        if set_up not in self._known and (now := self._census()) is not None:
+            self._known[set_up] = now
 
-    def judge(self, item: pytest.Item) -> list[str]:
+    def judge(self) -> list[str]:
         """What a scenario left behind, a line each; what others left before is not counted."""
-        before, self._before = self._before, None
-        if before is None or (now := self._census()) is None:
+        if (now := self._census()) is None:
             return []
-        if _long_lived(item) - self._fixtures:
-            self._before = now
-            return []
+        set_up = self._fixtures.set_up()
+        before = self._known.get(set_up, now)
         deadline = time.monotonic() + self._patience()
         while (left := now - before) and time.monotonic() < deadline:
             time.sleep(_INTERVAL)
             if (again := self._census()) is None:
                 return []
             now = again
-        self._before = now
+        self._known[set_up] = now
         return [f"{number} {what}" for what, number in sorted(left.items())][:_MOST]
 
     def _patience(self) -> float:
@@ -88,12 +87,25 @@ def describe_leftovers(left: Iterable[str]) -> str:
     return "\n".join([f"left behind: {lines[0]}", *(f"             {line}" for line in lines[1:])])
 
 
-def _long_lived(item: pytest.Item) -> set[str]:
-    """Names of a scenario's fixtures that outlive it and are set up."""
-    info = getattr(item, "_fixtureinfo", None)
-    definitions = info.name2fixturedefs if info else {}
-    return {
-        name
-        for name, found in definitions.items()
-        if found and found[-1].scope != "function" and found[-1].cached_result is not None
-    }
+class _LongLivedFixtures:
+    """Fixtures that outlive a scenario."""
+
+    def __init__(self) -> None:
+        self._definitions: dict[str, pytest.FixtureDef[object]] = {}
+
+    def learn(self, item: pytest.Item) -> None:
+        """Take note of those that a scenario uses."""
+        info = getattr(item, "_fixtureinfo", None)
+        for found in (info.name2fixturedefs if info else {}).values():
+            for definition in found:
+                if definition.scope != "function":
+                    name = f"{definition.baseid}::{definition.argname}"
+                    self._definitions[name] = definition
+
+    def set_up(self) -> frozenset[str]:
+        """The names of those that are set up now."""
+        return frozenset(
+            name
+            for name, definition in self._definitions.items()
+            if definition.cached_result is not None
+        )

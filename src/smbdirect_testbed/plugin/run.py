@@ -418,7 +418,7 @@ class RunPlugin:
         untrusted = suspicious(splats)
         left = []
         if report.when == "teardown" and not was_broken:
-            left = self._context.up.leftovers.judge(item) if self._context.up else []
+            left = self._context.up.leftovers.judge() if self._context.up else []
         splats, not_made = known_splats.expect(item, report, splats, self._context.notes)
         death = evidence.death()
         if report.when == "teardown":
