@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from smbdirect_testbed.agent.namespaces import Namespaces
 
-_OF_SERVERS = ("smbd", "rpcd_", "samba-", "nmbd", "winbindd", "ksmbd")
+_OF_SERVERS = ("smbd", "rpcd_", "samba-", "nmbd", "winbindd", "ksmbd", "sshd")
 """Beginnings of names of processes that servers start and end when they like."""
 _KTHREADD = 2
 

@@ -41,7 +41,7 @@ class Leftovers:
     def begin(self, item: pytest.Item) -> None:
         """A scenario begins."""
         self._fixtures.learn(item)
-        set_up = self._fixtures.set_up()
+        set_up = self._set_up()
         if set_up not in self._known and (now := self._census()) is not None:
             self._known[set_up] = now
 
@@ -49,7 +49,7 @@ class Leftovers:
         """What a scenario left behind, a line each; what others left before is not counted."""
         if (now := self._census()) is None:
             return []
-        set_up = self._fixtures.set_up()
+        set_up = self._set_up()
         before = self._known.get(set_up, now)
         deadline = time.monotonic() + self._patience()
         while (left := now - before) and time.monotonic() < deadline:
@@ -59,6 +59,11 @@ class Leftovers:
             now = again
         self._known[set_up] = now
         return [f"{number} {what}" for what, number in sorted(left.items())][:_MOST]
+
+    def _set_up(self) -> frozenset[str]:
+        """What is there on purpose: fixtures, and servers, which may start while scenarios run."""
+        servers = {f"server {server.kind}" for server in self._environment.servers()}
+        return self._fixtures.set_up() | servers
 
     def _patience(self) -> float:
         rdma = {end.rdma for link in self._environment.spec.links for end in link.ends}
