@@ -58,7 +58,7 @@ def modules() -> dict[str, Path]:
     for file in paths.PACKAGE.rglob("*.py"):
         parts = file.relative_to(paths.PACKAGE).with_suffix("").parts
         name = ".".join(p for p in parts if not p.startswith("__init__"))
-        if name and not name.startswith("__"):
+        if name and parts[-1] != "__main__":
             found[name] = file
     return found
 

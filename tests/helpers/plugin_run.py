@@ -1,4 +1,4 @@
-"""Runs of the pytest plugin in an environment that is none."""
+"""Runs of the pytest plugin in a fake environment."""
 
 from __future__ import annotations
 

@@ -47,5 +47,5 @@ def test_what_happens_beside_is_said_once_too() -> None:
     progress = Progress()
     with progress.shared():
         assert progress.once
-        assert progress.beside().once is progress.once
+        assert progress.parallel().once is progress.once
     assert progress.once is None

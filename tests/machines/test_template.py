@@ -188,7 +188,7 @@ def test_when_no_template_can_be_made_the_machine_boots(
         assert machine.provenance["start"] == "cold"
         assert machine.run(_MOUNTS).stdout == clones[0].run(_MOUNTS).stdout
         assert machine.provenance["failed_clone"] == "nothing can be prepared"
-    assert "cannot be a clone: nothing can be prepared; booting it" in capfd.readouterr().err
+    assert "cannot be cloned: nothing can be prepared; booting it" in capfd.readouterr().err
     assert list((paths.cache() / "templates").glob(".*")) == []
     assert {p.name for p in tmp_path.iterdir()} == {"console.log", "shared"}
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, with an environment that is none."""
+"""The pytest plugin, with a fake environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""smbtorture in scenarios, with a machine that is none."""
+"""smbtorture in scenarios, with a fake machine."""
 
 from __future__ import annotations
 

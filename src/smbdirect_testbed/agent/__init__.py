@@ -11,7 +11,7 @@ imports regular expressions and enumerations, which take longer than all else th
     {'id': 1, 'do': 'make_hosts', 'with': {'namespaces': [...], ...}}
     ->  {'id': 1, 'ok': {...}} or {'id': 1, 'error': '...'}
 
-The first line says ``{'id': 0, 'ok': 'ready'}``. On a serial port it outlives whoever talks to it,
-is saved with a template and there in every clone; asked for what it made already, it gives the
-answer that it gave then.
+The first line says ``{'id': 0, 'ok': 'ready'}``. On a serial port the agent outlives its
+clients, is saved with a template, and runs in every clone. A repeated request to make something
+gets the first answer again.
 """

@@ -174,7 +174,7 @@ def _favour(pid: int) -> None:
     try:
         os.setpriority(os.PRIO_PROCESS, pid, _PRIORITY)
     except OSError:
-        # Not permitted on a computer that is not ours alone.
+        # Not permitted on a computer that others use, too.
         return
 
 

@@ -30,7 +30,7 @@ class Clone:
         self._sshd = 0
 
     def freeze(self, holders: Iterable[int]) -> None:
-        """Let go of what belongs to this machine alone, so that it can become a template.
+        """Release what belongs to this machine alone, so that it can become a template.
 
         :param holders: the processes whose mount namespaces are its hosts'
         """
@@ -60,7 +60,7 @@ class Clone:
         for name, content in keys.items():
             kernel.write(f"{_SSH_KEYS}/{name}", content)
             os.chmod(f"{_SSH_KEYS}/{name}", 0o600)
-        # It starts itself anew, and reads the host key then.
+        # sshd restarts itself and then reads the host key.
         os.kill(self._sshd, signal.SIGHUP)
         # Otherwise the network behind it may know the template's address for a while, and not ours.
         kernel.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})

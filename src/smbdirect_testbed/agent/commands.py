@@ -1,8 +1,8 @@
 """Commands in a machine, as ssh would run them, without an ssh for each.
 
-A command's input and output are files in memory: nothing that it leaves in the background can keep
-its end from being noticed. It runs in a session of its own; at its deadline everything that
-inherited its environment is killed, whatever session that moved to.
+A command's input and output are files in memory, so processes that it leaves in the background do
+not delay its end. It runs in a session of its own. At its deadline all processes that inherited its
+environment are killed, also in other sessions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Running:
 
 
 class Commands:
-    """Starts commands, and tells how they ended."""
+    """Starts commands, and reports how they ended."""
 
     def __init__(self, answer: Answer, namespaces: Namespaces) -> None:
         self._answer = answer
@@ -163,8 +163,8 @@ class Call:
 def spawn(argv: list[str], files: tuple[int, int, int], tag: str = "") -> int:
     """Start a process that the kernel may end when it is out of memory, and protect this one.
 
-    A scenario that takes all memory should lose its own processes: of the end of this one, whoever
-    waits for an answer would never hear.
+    A scenario that takes all memory should lose its own processes, and not the agent, on which the
+    testbed waits for answers.
 
     :param files: its standard input, output and error
     :param tag: in its environment and that of all that it starts
@@ -194,7 +194,7 @@ def _write_protection(pid: int, value: str) -> None:
     try:
         kernel.write(f"/proc/{pid}/oom_score_adj", value)
     except OSError:
-        # Not permitted on a computer that is not ours alone.
+        # Not permitted on a computer that others use, too.
         return
 
 
@@ -230,7 +230,7 @@ def _tag(number: int) -> str:
 
 def _kill(command: _Running) -> None:
     tag = f"{_TAG}={_tag(command.number)}".encode()
-    # Again until none is left: what is killed may just have started another.
+    # Again until none is left: a killed process may just have started another.
     for _ in range(_PASSES):
         found = [
             pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(pid, tag)

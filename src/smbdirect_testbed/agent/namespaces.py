@@ -1,7 +1,7 @@
 """Threads that have entered the namespaces of other processes.
 
-What such a thread starts runs there, without a program like nsenter that has to be started first,
-which takes longer than most commands.
+A program that such a thread starts runs there. nsenter would have to be started first, which takes
+longer than most commands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Interfaces, addresses and neighbours by netlink: what ``ip`` does, which takes longer to start.
 
-A library for it would be right; but to import that takes longer than all links take to be made.
+A library would be right, but importing it takes longer than making all links: see
+docs/decisions/0030-start-without-pyroute2.md.
 Requests and attributes are those of rtnetlink(7), linux/if_link.h, linux/veth.h and
 linux/neighbour.h.
 """
@@ -82,7 +83,7 @@ def remove(interface: str) -> None:
 
 
 def add_address(interface: str, address: str) -> None:
-    """Give an interface an address, which is believed to be nobody else's.
+    """Give an interface an address, without checking for duplicates.
 
     :param address: with the length of its prefix
     :raises OSError: the kernel refused
@@ -97,7 +98,7 @@ def add_address(interface: str, address: str) -> None:
 
 
 def add_neighbour(interface: str, address: str, mac: str) -> None:
-    """Have a neighbour known for good.
+    """Add a permanent neighbour entry.
 
     :raises OSError: the kernel refused
     """

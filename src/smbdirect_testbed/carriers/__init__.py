@@ -1,1 +1,1 @@
-"""Carriers: what gives us a running kernel."""
+"""Carriers: they provide a running kernel."""

@@ -1,4 +1,4 @@
-"""What starting a machine takes, whatever its carrier."""
+"""Parts of starting a machine that all carriers share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BootFailed(MachineDied):
 
 
 def wait_until_ready(machine: Machine, *, timeout: float) -> None:
-    """Wait until the machine's console says that it takes connections.
+    """Wait until the console says that the machine takes connections.
 
     :param timeout: seconds
     :raises BootFailed: it died, its kernel failed, or it took too long
@@ -57,7 +57,7 @@ def wait_until_answering(machine: Machine, agent: AgentClient, *, timeout: float
 
 
 class _Readiness:
-    """A look at how far a machine has booted."""
+    """How far a machine has booted."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -65,7 +65,7 @@ class _Readiness:
         self._seen: list[str] = []
 
     def look(self) -> None:
-        """Raise :class:`BootFailed` if it never will be ready."""
+        """Raise :class:`BootFailed` if it will never be ready."""
         self.is_ready()
 
     def is_ready(self) -> bool:
@@ -90,11 +90,11 @@ def boot_twice(
     console: Path,
     progress: Progress,
 ) -> M:
-    """Boot a machine, and once more when it does not come up; tell why.
+    """Boot a machine; if it does not come up, say why and try once more.
 
-    :param attempt: boots it, given why earlier attempts failed
-    :param clean_up: removes what a failed attempt left
-    :param console: kept under another name when the attempt that wrote it failed
+    :param attempt: boots it; gets the reasons why earlier attempts failed
+    :param clean_up: removes the files of a failed attempt
+    :param console: it is kept under another name if its attempt failed
     :raises BootFailed: it did not come up, twice
     """
     failures: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def boot_twice(
 
 
 def do_together(*works: Callable[[], object]) -> None:
-    """Do things that mostly wait for programs, at the same time; raises what the first raised."""
+    """Do things in parallel that mostly wait for programs; raises what the first raised."""
     with ThreadPoolExecutor(len(works)) as pool:
         for done in [pool.submit(cancel.carried(work)) for work in works]:
             done.result()
@@ -137,9 +137,9 @@ def claim_port(wanted: int) -> int:
 
 
 def make_scratch_disk(image: Path) -> None:
-    """Make a disk with an empty ext4 on it; it takes up space as it is written to."""
+    """Make a disk with an empty ext4; it takes up space as it is written to."""
     image.unlink(missing_ok=True)
-    # root_owner: otherwise the top directory belongs to the user who runs this.
+    # root_owner: otherwise the top directory belongs to this user.
     options = "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1"
     process.run(
         ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", options, image, _SCRATCH_SIZE],

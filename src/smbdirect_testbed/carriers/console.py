@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class ConsoleReader:
-    """Reads the lines that a console file has got since the last time.
+    """Reads the new lines of a console file.
 
     Safe to use from several threads.
     """
@@ -19,7 +19,7 @@ class ConsoleReader:
         self._lock = threading.Lock()
 
     def new_lines(self) -> list[str]:
-        """The complete lines that have come since the last call, without their ends."""
+        """The complete lines since the last call, without line ends."""
         with self._lock:
             try:
                 with self.path.open("rb") as file:

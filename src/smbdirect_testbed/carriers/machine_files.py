@@ -1,4 +1,4 @@
-"""What a virtual machine keeps on this computer, and where."""
+"""The files of a virtual machine on this computer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OWNER = "owner"
 
 
 class Start(StrEnum):
-    """How a machine came to run."""
+    """How a machine was started."""
 
     COLD = "cold"
     CLONE = "clone"
@@ -32,12 +32,12 @@ class Start(StrEnum):
 
 @dataclass(frozen=True)
 class VmRecord:
-    """What another process must know to use or to end a machine.
+    """The data that another process needs to use or to end a machine.
 
     :param boot_failures: why earlier attempts to boot it, or its template, failed
     :param mac: of the interface that ssh comes by
     :param template: the digest of the template of a clone
-    :param clone_failure: why it is no clone, although it was to be one
+    :param clone_failure: why it was booted although it should have been cloned
     """
 
     name: str
@@ -58,9 +58,9 @@ class VmRecord:
 class VmState:
     """The files of one machine below a directory.
 
-    A Unix socket's path is at most 107 bytes long, of which libvirt takes about 50, and
-    ``directory`` may be anywhere: so libvirt and ssh work in a runtime directory below ``/tmp``,
-    to which ``run`` is a link, for people.
+    A Unix socket's path has at most 107 bytes, libvirt needs about 50 of them, and ``directory``
+    may have a long path. So libvirt and ssh work in a runtime directory below ``/tmp``. The link
+    ``run`` leads to it.
 
     :param directory: of this machine alone
     """
@@ -69,12 +69,12 @@ class VmState:
 
     @property
     def console(self) -> Path:
-        """What the first serial port said."""
+        """The output of the first serial port."""
         return self.directory / "console.log"
 
     @property
     def shared(self) -> Path:
-        """The directory that the machine sees too."""
+        """The directory that the machine also sees."""
         return self.directory / "shared"
 
     @property
@@ -84,7 +84,7 @@ class VmState:
 
     @property
     def runtime(self) -> Path:
-        """The runtime directory: always the same for a directory, so that it is found again."""
+        """The runtime directory: always the same one for a directory."""
         return _base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
 
     @property
@@ -104,7 +104,7 @@ class VmState:
 
     @property
     def has_runtime(self) -> bool:
-        """Whether a machine runs or has been left here."""
+        """Whether a machine runs here or left its files here."""
         return self.runtime.is_dir()
 
     @property
@@ -115,7 +115,7 @@ class VmState:
     def make(self) -> None:
         """Make the directories.
 
-        :raises ProvisionError: there is no place for sockets
+        :raises ProvisionError: sockets cannot be made
         """
         self.shared.mkdir(parents=True, exist_ok=True)
         self._link.unlink(missing_ok=True)
@@ -124,13 +124,13 @@ class VmState:
         (self.runtime / _OWNER).write_bytes(os.fsencode(self.directory.resolve()))
 
     def write_record(self, record: VmRecord) -> None:
-        """Keep the record, in place of any earlier one."""
+        """Write the record, in place of an earlier one."""
         new = self._record.with_suffix(".new")
         new.write_text(json.dumps(asdict(record), default=str, indent=1))
         new.replace(self._record)
 
     def read_record(self) -> VmRecord | None:
-        """The record of the machine that runs here or was left here."""
+        """The record of the machine that runs here or left its files here."""
         try:
             data: dict[str, Any] = json.loads(self._record.read_text())
         except FileNotFoundError:
@@ -155,7 +155,7 @@ class VmState:
         self._link.unlink(missing_ok=True)
 
     def _make_runtime(self) -> bool:
-        """Make the directory; false if another machine's end removed the one above it just now."""
+        """Make the directory; false if another machine has just removed its parent."""
         _make_base()
         try:
             self.runtime.mkdir(mode=0o700, exist_ok=True)
@@ -177,12 +177,12 @@ def find_strays() -> list[VmState]:
     states = [
         VmState(Path(os.fsdecode(owner.read_bytes()))) for owner in _base().glob(f"*/{_OWNER}")
     ]
-    # A machine that is being made has its link before it has an owner.
+    # During its start a machine has the link before it has an owner.
     return [state for state in states if not state.is_linked]
 
 
 def _make_base() -> None:
-    """Make a directory of this user's, in a place with a short path."""
+    """Make a directory of this user with a short path."""
     base = _base()
     try:
         base.mkdir(mode=0o700, exist_ok=True)
@@ -191,7 +191,7 @@ def _make_base() -> None:
         raise ProvisionError(
             f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
         ) from e
-    # Anyone may make things in /tmp, and keys and sockets will lie below it.
+    # All users may write in /tmp, and keys and sockets will be below this directory.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o22:
         raise ProvisionError(
             f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"

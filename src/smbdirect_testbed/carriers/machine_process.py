@@ -1,4 +1,4 @@
-"""QEMU's processes: found by what they were started with, watched, ended, and not mistaken."""
+"""QEMU's processes: found by their arguments, watched and ended."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells the processes of one machine from all others.
+    """The identity of one machine's processes.
 
-    :param uuid: is an argument of the machine's QEMU, and of what starts it
-    :param root: libvirt's directory for the machine; QEMUs that libvirt only asks for their
-        abilities have sockets below it
+    :param uuid: an argument of the machine's QEMU, and of the process that starts it
+    :param root: libvirt's directory for the machine; QEMUs that libvirt starts to query their
+        capabilities have sockets below it
     """
 
     uuid: UUID
@@ -40,8 +40,7 @@ class Identity:
 class QemuProcess:
     """A process of a machine.
 
-    It is held by a file descriptor, so that its number may be given to another process without
-    harm.
+    It is held by a file descriptor: another process with its number is never mistaken for it.
     """
 
     def __init__(self, pid: int, descriptor: int) -> None:
@@ -57,7 +56,7 @@ class QemuProcess:
     def ended(self, *, timeout: float = 0) -> bool:
         """Whether the process has ended.
 
-        :param timeout: seconds to wait for that
+        :param timeout: seconds to wait for the end
         """
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
@@ -70,9 +69,9 @@ class QemuProcess:
 
 
 def find_processes(identity: Identity) -> Iterator[QemuProcess]:
-    """All processes of a machine, but for this one.
+    """All processes of a machine except this process.
 
-    Each is closed when the next is asked for.
+    Each is closed before the next is returned.
     """
     for entry in _PROC.iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
@@ -87,7 +86,7 @@ def find_processes(identity: Identity) -> Iterator[QemuProcess]:
 
 
 def open_process(identity: Identity) -> QemuProcess | None:
-    """The machine's process, if it runs; closing it is up to the caller."""
+    """The machine's process, if it runs; the caller closes it."""
     for process in find_processes(identity):
         return _hold(process.pid, identity)
     return None
@@ -100,7 +99,7 @@ def end_processes(identity: Identity, *, timeout: float = 10) -> None:
     :raises ProvisionError: they belong to another user, or do not end
     """
     deadline = time.monotonic() + timeout
-    # More than once: one of them may have been starting another.
+    # More than once: a process may have been starting another one.
     while processes := [p.pid for p in find_processes(identity)]:
         for process in find_processes(identity):
             try:
@@ -108,7 +107,7 @@ def end_processes(identity: Identity, *, timeout: float = 10) -> None:
             except PermissionError as e:
                 raise ProvisionError(
                     f"process {process.pid} is a machine of another user",
-                    hint="take it down as the user who started it",
+                    hint="end it as that user",
                 ) from e
             process.ended(timeout=max(0, deadline - time.monotonic()))
         if time.monotonic() >= deadline:
@@ -120,7 +119,7 @@ def _hold(pid: int, identity: Identity) -> QemuProcess | None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    # Once more, now that the number cannot change hands.
+    # Checked again, because now the number cannot be reused.
     if _belongs(_PROC / str(pid), identity):
         return QemuProcess(pid, descriptor)
     os.close(descriptor)

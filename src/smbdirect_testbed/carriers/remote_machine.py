@@ -1,4 +1,4 @@
-"""A machine whose commands go by its agent or by ssh, and whose kernel log goes to a file."""
+"""A machine that is reached by its agent and by ssh, with a kernel log in a file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PANIC = re.compile(r"Kernel panic - .*")
 
 
 class SshMachine(Machine):
-    """What the carriers ``vm`` and ``uml`` have in common.
+    """The common part of the carriers ``vm`` and ``uml``.
 
-    Whoever started the machine holds the connection to its agent, which runs commands. Everybody
-    else, and who needs a command's own standard input and output, goes by ssh.
+    The process that started the machine holds the connection to its agent, which runs commands.
+    Other processes use ssh; so do commands that need their own standard input and output.
 
     :param channel: its connection is opened when it is first needed
     """
@@ -91,7 +91,7 @@ class SshMachine(Machine):
 
     def death(self) -> str | None:
         if self._death is None:
-            # In this order: at its end the process has written all of the console.
+            # In this order: after its end the process has written all of the console.
             ended = self._ended()
             panics = filter(None, map(_PANIC.search, self._reader.new_lines()))
             if panic := next(panics, None):
@@ -140,7 +140,7 @@ class SshMachine(Machine):
             timeout, self._open_until = self._open_until, None
 
             def opened() -> bool:
-                # Until sshd has started, or started anew, it refuses, or has another machine's key.
+                # Until sshd has started or restarted, it refuses, or has another machine's key.
                 with suppress(ProvisionError, OSError):
                     self.channel.open(timeout=timeout)
                     return True

@@ -1,6 +1,6 @@
 """Machines of all carriers: started as a spec says, and found again.
 
-The carrier for this computer's own kernel, which few use, is imported when it is needed.
+The carrier for this computer's own kernel is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def started_machine(
     plan: TemplatePlan | None,
     links: tuple[MachineLinkEnd, ...] = (),
 ) -> Iterator[Machine]:
-    """A machine that takes commands: on the kernel that is given for it, else virtual.
+    """A machine that takes commands: on the given kernel, or else a virtual one.
 
-    User Mode Linux has no templates: it boots in less time than a clone takes.
+    User Mode Linux needs no template: it boots faster than a clone starts.
 
     See :func:`~smbdirect_testbed.carriers.vm.provide.vm_machine` for the rest.
 
@@ -73,7 +73,7 @@ def started_machine(
 
 
 def machine_directory(directory: Path, name: str) -> Path:
-    """Where a machine of an instance keeps its files.
+    """The directory with the files of an instance's machine.
 
     :param directory: the instance's
     """
@@ -81,7 +81,7 @@ def machine_directory(directory: Path, name: str) -> Path:
 
 
 def attach(name: str, directory: Path) -> Machine:
-    """The machine of an instance that another process left running, or that has died since.
+    """The machine of an instance that another process left running; it may have died.
 
     :param directory: the instance's
     :raises ProvisionError: there is none
@@ -93,7 +93,7 @@ def attach(name: str, directory: Path) -> Machine:
 
 
 def destroy_all(directory: Path) -> None:
-    """End the machines of an instance, and remove what is their own.
+    """End the machines of an instance, and remove their files.
 
     :param directory: the instance's
     """

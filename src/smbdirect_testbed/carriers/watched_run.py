@@ -1,4 +1,4 @@
-"""Running a command while watching over the machine that it depends on."""
+"""Running a command while watching the machine that it depends on."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run_watched(
 ) -> CommandResult:
     """Run a command to its end, as :func:`~smbdirect_testbed.lib.process.run` does without check.
 
-    Input and output are files: at the other end of a pipe there may be an ssh in the background
-    that outlives the command, and keeps the pipe open for as long as the machine does not answer.
+    Input and output are files. A pipe could be kept open by an ssh in the background, which
+    outlives the command for as long as the machine does not answer.
 
     :param timeout: seconds until it is stopped
     :param watch: called twice a second; when it raises, the command is stopped
@@ -43,7 +43,7 @@ def run_watched(
         try:
             ended = _wait(proc, timeout, watch)
         finally:
-            # After its end too, for what it may have left in the background.
+            # Also after its end, for processes that it left in the background.
             kill_group(proc)
             proc.wait()
         out, err = _text(stdout), _text(stderr)
@@ -53,7 +53,7 @@ def run_watched(
 
 
 def _wait(proc: subprocess.Popen[bytes], timeout: float, watch: Callable[[], None]) -> bool:
-    """Wait for a process to end; false if it did not in time."""
+    """Wait for a process to end; false if it does not end in time."""
     deadline = time.monotonic() + timeout
     descriptor = os.pidfd_open(proc.pid)
     try:

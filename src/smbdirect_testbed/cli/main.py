@@ -292,7 +292,7 @@ def list_() -> None:
 
 @cli.command()
 def doctor() -> int:
-    """Check this computer: what is missing, and how to mend it."""
+    """Check this computer: what is missing, and the fix."""
     from rich.console import Console
     from rich.table import Table
 

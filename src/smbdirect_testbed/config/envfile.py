@@ -28,7 +28,7 @@ def list_environments() -> list[str]:
 def load_environment(name: str) -> EnvironmentSpec:
     """Read an environment by its name in ``envs/``, or by a path ending in ``.toml``.
 
-    :raises UsageError: no such file, bad TOML, or a spec that does not hold together
+    :raises UsageError: no such file, bad TOML, or a spec that contradicts itself
     """
     path = _file_of(name, Path())
     return parse_environment(_text(path, name), path)
@@ -37,7 +37,7 @@ def load_environment(name: str) -> EnvironmentSpec:
 def parse_environment(text: str, path: Path) -> EnvironmentSpec:
     """Turn the text of an environment file into a spec named after the file.
 
-    :raises UsageError: bad TOML, or a spec that does not hold together
+    :raises UsageError: bad TOML, or a spec that contradicts itself
     """
     table = _whole_table(text, path, ())
     hosts = table.get("hosts")
@@ -121,12 +121,12 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
 
 
 def validate(adapter: TypeAdapter[T], table: dict[str, Any], path: Path) -> T:
-    """Validate a table read from a file, strictly: "2" is no number.
+    """Validate a table read from a file, strictly: "2" is not a number.
 
-    :raises UsageError: one line for the first thing wrong: the file, the key, what is expected
+    :raises UsageError: one line about the first error: the file, the key, the expected value
     """
     try:
-        # JSON mode: the one in which strictness still takes text for enums and addresses.
+        # Only in JSON mode does strict validation accept text for enums and addresses.
         return adapter.validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as e:
         first, *rest = e.errors()

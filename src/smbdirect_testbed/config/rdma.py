@@ -30,7 +30,7 @@ class RdmaTraits:
 class RdmaType(StrEnum):
     """The soft-RDMA driver behind an RDMA link, as the kernel and environment files name it::
 
-        RdmaType("rxe") is RdmaType.RXE
+        RdmaType.RXE.value == "rxe"
         RdmaType.RXE.traits.module == "rdma_rxe"
 
     Source of the ports: InfiniBand and RoCE have RDMA ports of their own, so ksmbd has SMB's there;

@@ -1,7 +1,7 @@
-"""What a user may ask for: the specs that an environment file is turned into.
+"""Specs: the content of environment files as values.
 
-All of them are frozen and validated when made; :mod:`smbdirect_testbed.config.envfile` reads them
-from TOML and turns pydantic's complaints into lines a user understands.
+All specs are frozen and are validated when they are made. :mod:`smbdirect_testbed.config.envfile`
+reads them from TOML and turns pydantic's errors into lines for the user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,11}$")]
 
 
 class CarrierKind(StrEnum):
-    """What gives us a running kernel."""
+    """What provides a running kernel.
+
+    ::
+
+        if environment.spec.carrier is CarrierKind.LOCAL:
+            pytest.skip("it would panic this computer")
+    """
 
     VM = "vm"
     UML = "uml"
@@ -76,7 +82,7 @@ class Role(StrEnum):
 
 
 class Stack(StrEnum):
-    """Whose network stack a host is: a namespace of its own, or the machine's own.
+    """The network stack that a host has: a namespace of its own, or the machine's own.
 
     ksmbd listens in the machine's own stack only, and so do kernel users of siw.
     """
@@ -86,7 +92,7 @@ class Stack(StrEnum):
 
 
 class DriverOrigin(StrEnum):
-    """Where the kernel driver's source comes from; ``installed``: its modules are there, built."""
+    """The origin of the driver's source; ``installed`` means modules that are already built."""
 
     DISTRIBUTION = "distribution"
     TREE = "tree"
@@ -102,7 +108,7 @@ class MachineSpec:
     :param ssh_port: a fixed loopback port for the machine's ssh; 0 takes a free one
     :param kernel_options: extra kernel command line options; they change the kernel under test
         and are recorded with the results
-    :param cold: boot it, although a clone of a template would be there sooner
+    :param cold: boot it even if it could be cloned from a template
     """
 
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
@@ -149,7 +155,7 @@ class DriverSpec:
 class HostSpec:
     """A network stack with a role.
 
-    :param machine: the machine it is on; hosts that name the same are on one
+    :param machine: its machine; hosts with the same name here share a machine
     """
 
     name: Name
@@ -183,7 +189,7 @@ class LinkSpec:
     :param mtu: bytes; an rxe link takes the largest RoCE MTU (1024, 2048, 4096) that fits
     :param neighbours: set permanent neighbour entries; without them a first RDMA connection can
         take the 5 s of rdma_cm's address time-out
-    :param delay: milliseconds that each packet takes longer, in each direction
+    :param delay: additional milliseconds for each packet, in each direction
     :param loss: per cent of the packets that are lost, in each direction
     """
 
@@ -208,7 +214,12 @@ class ServerSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class EnvironmentSpec:
-    """One environment: what a file in ``envs/`` says.
+    """One environment: the content of a file in ``envs/``.
+
+    ::
+
+        spec = load_environment("rxe")
+        assert spec.carrier is CarrierKind.VM
 
     :param name: the file's name without ``.toml``
     :param image: the name of a recipe in ``vm-images/``
@@ -262,7 +273,7 @@ class EnvironmentSpec:
         return self
 
     def _check_local(self) -> None:
-        """Raise ValueError for what only a kernel of our own, or only this computer's, can be."""
+        """Raise ValueError for values that only some carriers can have."""
         if self.carrier is not CarrierKind.LOCAL:
             if self.driver.origin is DriverOrigin.INSTALLED:
                 raise ValueError("driver: origin installed needs carrier local")
@@ -287,7 +298,7 @@ class EnvironmentSpec:
         return len({self.host(end.host).machine for end in link.ends}) > 1
 
     def part_on(self, machine: str) -> EnvironmentSpec:
-        """What of it is on one machine alone: its hosts, and the links between them."""
+        """The part of the spec on one machine: its hosts, and the links between them."""
         hosts = tuple(h for h in self.hosts if h.machine == machine)
         names = {h.name for h in hosts}
         return replace(

@@ -1,4 +1,4 @@
-"""An environment that is up, as a value: all that a scenario can use."""
+"""An environment that is up, as a value: everything that a scenario can use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Environment:
             host.run(["rdma", "link", "show"])
 
     :param kernel: the machines' kernel, if it is not the image's own
-    :param machines: by name, and so are the drivers and the kernel logs that they have
+    :param machines: by name; drivers and kernel logs are by the name of their machine
     :param directory: the instance's state directory
     :param starting: the servers that run from the start; each starts in the background
     """
@@ -77,10 +77,10 @@ class Environment:
             machine.condemn(reason)
 
     def check(self) -> None:
-        """Look whether the machines answer, the driver is loaded and the servers run.
+        """Check that the machines answer, the driver is loaded and the servers run.
 
         :raises MachineDied: a machine does not run
-        :raises ProvisionError: something else is not as it was when it was provided
+        :raises ProvisionError: something else changed since it was provided
         """
         for name, machine in self.machines.items():
             machine.raise_if_dead()
@@ -123,7 +123,7 @@ class Environment:
         return [server for s in self.starting.values() if (server := s.done())]
 
     def facts(self) -> dict[str, str]:
-        """What the results say of the environment: what ran on what."""
+        """Facts about the environment for the results: names and values."""
         return {
             "environment": self.spec.name,
             "carrier": self.spec.carrier.value,
@@ -149,7 +149,7 @@ def _packages_digest(image: Image) -> str:
 
 
 def joined_facts(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Facts about machines, by the machine's name: as of one where they are the same."""
+    """Facts of several machines in one table; equal values appear once."""
     joined = {}
     for key in {key: None for of_machine in facts.values() for key in of_machine}:
         values = {name: of_machine.get(key, "") for name, of_machine in facts.items()}

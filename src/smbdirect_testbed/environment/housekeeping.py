@@ -1,4 +1,4 @@
-"""Removing what nobody needs: orphans of killed runs, and on request the cache."""
+"""Removing leftovers of killed runs and, on request, the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smbdirect_testbed.lib.progress import Progress
 class Waste:
     """Something that can be removed.
 
-    :param what: what it is, for people
+    :param what: its kind, in words
     :param size: bytes it takes on disk
     :param remove: removes it
     """
@@ -31,11 +31,11 @@ class Waste:
 
 
 def remove_orphans(progress: Progress) -> None:
-    """Remove what runs that were killed left behind, and say so."""
+    """Remove the leftovers of killed runs, and say so."""
     cache_entries.remove_leftovers()
     mmdebstrap.remove_leftovers()
     for orphan in orphans():
-        progress.say(f"removing {orphan.name}, left by a run that was killed")
+        progress.say(f"removing {orphan.name}, left by a killed run")
         orphan.remove()
     for directory in destroy_strays():
         progress.say(f"ended a machine whose directory {directory} was removed while it ran")

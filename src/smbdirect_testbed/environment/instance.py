@@ -1,8 +1,8 @@
 """Instances: environments that are up, as later commands find them.
 
 Each has a directory below :func:`paths.state`. The process that provides an instance holds a lock
-in it, so that an instance whose process is gone, and that was not to be kept, is known to be an
-orphan: the next command removes it.
+in it. An instance without such a process that was not to be kept is an orphan: the next command
+removes it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from smbdirect_testbed.machine.host import Host
 class Instance:
     """One instance directory.
 
+    ::
+
+        hosts = find_instance("rxe").hosts()
+        hosts["client"].run(["rdma", "link"])
+
     :param name: unique on this computer
     """
 
@@ -44,12 +49,12 @@ class Instance:
 
     @property
     def kept(self) -> bool:
-        """Whether it is to stay when the process that provided it ends."""
+        """Whether it stays after the process that provided it."""
         return bool(self._state().get("kept"))
 
     @property
     def age(self) -> float:
-        """Seconds since it was begun."""
+        """Seconds since its start."""
         return time.time() - self.directory.stat().st_mtime
 
     def in_use(self) -> bool:
@@ -65,7 +70,7 @@ class Instance:
         return False
 
     def hosts(self) -> dict[str, Host]:
-        """Its hosts, reached anew.
+        """Its hosts, reached from this process.
 
         :raises UsageError: it is not up
         """
@@ -80,7 +85,7 @@ class Instance:
         }
 
     def write_state(self, environment: Environment, *, kept: bool) -> None:
-        """Note what later commands need to reach the hosts."""
+        """Write the data that later commands need to reach the hosts."""
         state = {
             "environment": environment.spec.name,
             "kept": kept,
@@ -98,7 +103,7 @@ class Instance:
         new.replace(self.directory / "state.json")
 
     def remove(self) -> None:
-        """Stop whatever still runs of it and remove its directory. Harmless when repeated."""
+        """Stop all its processes and remove its directory. Harmless when repeated."""
         start.destroy_all(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -139,7 +144,7 @@ def find_instance(name: str | None) -> Instance:
 
 
 def orphans() -> list[Instance]:
-    """Instances that nobody provides and that were not to be kept."""
+    """Instances without a process that provides them, and that were not to be kept."""
     return [i for i in instances() if not i.kept and not i.in_use()]
 
 
@@ -151,7 +156,7 @@ def new_instance(name: str, *, keep: bool) -> Iterator[Instance]:
     """
     paths.state().mkdir(parents=True, exist_ok=True)
     directory = paths.state() / name
-    # It gets its name when it is locked: nobody may take it for an orphan before.
+    # It gets its name after it is locked; otherwise it could be taken for an orphan.
     unnamed = Path(tempfile.mkdtemp(prefix=".new-", dir=paths.state()))
     lock = os.open(unnamed / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)

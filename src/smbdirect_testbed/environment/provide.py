@@ -37,15 +37,15 @@ from smbdirect_testbed.smb.smbd import Smbd, known_transports, running_smbd
 from smbdirect_testbed.smb.transports import SambaTransports
 
 _kept: list[ExitStack] = []
-"""What is left running for later commands.
+"""Environments that stay up for later commands.
 
-Collecting one of these stacks would undo it, so the command line ends by ``os._exit`` when there
-is one.
+Garbage collection of one of these stacks would undo it, so the command line then ends by
+``os._exit``.
 """
 
 
 def anything_kept() -> bool:
-    """Whether this process provided an environment that is to outlive it."""
+    """Whether this process provided an environment that outlives it."""
     return bool(_kept)
 
 
@@ -58,18 +58,18 @@ def provide(
     keep: bool = False,
     watched: bool = False,
 ) -> Iterator[Environment]:
-    """Provide an environment; on exit undo it all, unless ``keep`` and it got ready.
+    """Provide an environment; on exit undo everything, unless ``keep`` is set and it got ready.
 
     :param directory: the instance's state directory; exists, empty
-    :param watched: scenarios are going to run in it: what a capture needs is started, and they
-        may begin while servers start, whose failure is told to whoever asks for them
-    :raises UsageError: the spec asks for something that is not there
+    :param watched: scenarios will run in it: the capture is prepared, and servers start in the
+        background; a failed start is raised where the server is asked for
+    :raises UsageError: the spec asks for something that does not exist
     :raises ProvisionError: a step failed
     """
     with ExitStack() as stack:
         started = stack.enter_context(started_machines(spec, progress, directory, keep=keep))
         machines = started.machines
-        # What only waits for a machine is done at the same time as other things that do.
+        # Work that mostly waits for a machine is done in parallel.
         pool = stack.enter_context(ThreadPoolExecutor())
         for machine in machines.values():
             stack.enter_context(running_agent(machine))
@@ -139,7 +139,7 @@ def _load(drivers: Sequence[LoadedDriver], progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class StartedMachines:
-    """Machines, and what they were started from.
+    """Machines, and the parts that they were started from.
 
     :param kernel: the machines' kernel, if it is not the image's own
     :param driver: to be loaded
@@ -152,7 +152,7 @@ class StartedMachines:
 
 
 def require_possible(spec: EnvironmentSpec) -> None:
-    """Look whether this computer permits an environment, at the cost of nothing.
+    """Check quickly whether this computer permits an environment.
 
     :raises ProvisionError: it does not
     """
@@ -165,7 +165,7 @@ def require_possible(spec: EnvironmentSpec) -> None:
 def provide_parts(
     spec: EnvironmentSpec, progress: Progress
 ) -> tuple[Image, Kernel | None, BuiltDriver]:
-    """What machines are started from, made first as far as it is not in the cache.
+    """The parts that machines are started from, made first if they are not in the cache.
 
     :raises UsageError: the spec asks for something that is not there
     :raises CarrierFailed: there is no kernel for the machines
@@ -198,7 +198,7 @@ def started_machines(
     :raises ProvisionError: another step failed
     """
     image, kernel, built = provide_parts(spec, progress)
-    each = {name: progress.beside() for name in spec.machines}
+    each = {name: progress.parallel() for name in spec.machines}
     with ExitStack() as stack:
         with links_between_machines(spec) as links:
             contexts = {

@@ -1,7 +1,7 @@
-"""What an environment's template holds: all of the environment that can be there before its clones.
+"""The contents of an environment's template: everything that can be prepared before a clone.
 
-These are the steps of :func:`smbdirect_testbed.environment.provide.provide`, which finds them done
-in a clone and only checks: what is asked for once more is there already.
+These are steps of :func:`smbdirect_testbed.environment.provide.provide`. In a clone it finds them
+done and only checks them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from smbdirect_testbed.machine.running_agent import running_agent
 from smbdirect_testbed.machine.topology import made_hosts
 from smbdirect_testbed.smb.smbd import prepare_smbd
 
-# What every run starts first, and every scenario of SMB: from the image, a page of a program costs
-# a hundred times what it costs from memory.
+# Programs that every run and every SMB scenario starts: a page of a program costs a hundred times
+# more from the image than from memory.
 _WARM_UP = """
 for program in nsenter bash tee smbclient smbtorture; do
     $program --version
@@ -34,9 +34,9 @@ done >/dev/null 2>&1
 
 
 def template_plan(spec: EnvironmentSpec, name: str, built: BuiltDriver) -> TemplatePlan | None:
-    """How a machine of an environment is prepared; None for one that is to boot.
+    """How a machine of an environment is prepared; None for a machine that boots.
 
-    A driver that somebody is working on is in no template: each edit would need another.
+    A driver from a user's tree is in no template: each edit would need a new one.
 
     :param name: the machine's
     """

@@ -2,7 +2,7 @@
 
 tcpdump runs in the client's host, and the machine's agent carries what it writes into the shared
 directory. A marker (a datagram to the discard port) goes through every link at each border between
-scenarios: what lies between two markers belongs to one scenario. To start tcpdump anew for each
+scenarios: packets between two markers belong to one scenario. Starting tcpdump for each
 scenario would cost seconds and lose the first packets.
 """
 
@@ -47,7 +47,7 @@ _PAUSE = {"uml": 0.005}
 """Seconds between small writes where they cost little."""
 _LONG_PAUSE = 0.1
 _RING = {"uml": 32768}
-"""KiB of tcpdump's ring where it keeps up, since there is nobody to have cleared it beforehand."""
+"""KiB of tcpdump's ring where tcpdump keeps up and no template holds a cleared ring."""
 _LARGE_RING = 98304
 """Seconds to be cleared by an emulated machine: a template holds it cleared, and a clone has only
 what it uses of it."""
@@ -85,7 +85,7 @@ class WireCapture:
     """The capture of a client's links, read as far as the last marker.
 
     :param addresses: where markers go: the other end of each link
-    :param log: what tcpdump says, when it has ended
+    :param log: tcpdump's messages, after its end
     :param timeout: seconds that a marker may take to come
     """
 
@@ -112,7 +112,7 @@ class WireCapture:
         self._markers = 0
 
     def moment(self) -> Moment:
-        """Read the capture as far as now.
+        """Read the capture up to now.
 
         :raises ProvisionError: tcpdump has ended, or the capture does not show the marker in time
         :raises MachineDied: the machine stopped running
@@ -147,9 +147,9 @@ class WireCapture:
         return Moment(self._traffic.copy(), counters)
 
     def cut(self, path: Path) -> bool:
-        """Write what came since the last cut, as far as it was read, to a file.
+        """Write the packets that were read since the last cut to a file.
 
-        :returns: False when nothing came; there is no file then
+        :returns: False without packets; then there is no file
         """
         slice, self._slice, self._slice_size = self._slice, [], 0
         if not slice:
@@ -176,7 +176,7 @@ class WireCapture:
 class _Search:
     """Looks for markers in a capture that grows.
 
-    :param queue: what was read and belongs to no moment yet
+    :param queue: records that were read and belong to no moment yet
     :param missing: the markers
     """
 
@@ -211,9 +211,9 @@ def captured_host(hosts: Mapping[str, Host]) -> Host | None:
 
 
 def start_capture(client: Host) -> None:
-    """Start capturing for :func:`capturing` to go on with; nothing happens if that was done.
+    """Start capturing; :func:`capturing` goes on with it. Harmless when repeated.
 
-    In a machine that becomes a template, it is done for all its clones.
+    In a machine that becomes a template, this serves all its clones.
 
     :raises ProvisionError: tcpdump did not start
     """
@@ -232,7 +232,7 @@ def capturing(client: Host, hosts: Mapping[str, Host], log: Path) -> Iterator[Wi
     """Capture all links of a client while the context lasts.
 
     :param hosts: the hosts of the environment, by name
-    :param log: gets what tcpdump says
+    :param log: gets tcpdump's messages
     :raises ProvisionError: tcpdump did not start
     """
     addresses = [

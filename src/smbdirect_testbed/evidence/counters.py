@@ -1,4 +1,4 @@
-"""The counters of a client's network stack and RDMA links: a second witness beside the capture."""
+"""The counters of a client's network stack and RDMA links: a proof besides the capture."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Counters:
         )
 
     def since(self, before: Counters) -> Growth:
-        """How much they grew. A link that was made anew meanwhile does not count."""
+        """Their growth. A link that was made again in between does not count."""
         sent = received = 0
         known = bool(self.rdma)
         for device, (s, r) in self.rdma.items():
@@ -55,7 +55,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Growth:
-    """By how much counters grew between two moments; None where that is not known.
+    """The growth of counters between two moments; None where it is unknown.
 
     :param rdma: packets sent and received by all RDMA links of the client
     :param tcp_sent: TCP segments sent by the client

@@ -1,4 +1,4 @@
-"""Telling from captured frames how SMB travelled.
+"""Finding out from captured frames how SMB travelled.
 
 RoCEv2 is InfiniBand's base transport header in UDP datagrams to port 4791 (InfiniBand Architecture
 Specification, Annex A17); its opcodes are in Volume 1, 9.2. iWARP is a TCP connection that begins
@@ -23,7 +23,7 @@ _OUTGOING = 4
 
 
 class Kind(StrEnum):
-    """What a frame is, as far as it matters for the question of the transport."""
+    """The kind of a frame, as far as it matters for the transport."""
 
     TCP_445 = "TCP port 445"
     TCP_139 = "TCP port 139"
@@ -59,11 +59,11 @@ _IWARP_PORT = 5445
 _MPA_KEYS = (b"MPA ID Req Frame", b"MPA ID Rep Frame")
 
 IwarpConnections = set[frozenset[bytes]]
-"""The TCP connections that turned out to be iWARP, each by its two ends."""
+"""The TCP connections that are iWARP, each by its two ends."""
 
 
 def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
-    """What a frame is.
+    """The kind of a frame.
 
     :param iwarp: of the frames before this one; a connection's first frame with data adds it
     """
@@ -89,7 +89,7 @@ def classify(frame: bytes, iwarp: IwarpConnections) -> Kind:
         if _is_iwarp(frozenset(a + p for a, p in ends), data, iwarp):
             return Kind.IWARP if data else Kind.OTHER
         if _IWARP_PORT in (source, destination) and not data:
-            # What a TCP connection consists of besides its data does not say what it is for.
+            # TCP segments without data do not show the purpose of a connection.
             return Kind.OTHER
     if protocol == _TCP:
         return _BY_PORT.get(destination) or _BY_PORT.get(source) or Kind.TCP_OTHER
@@ -133,7 +133,7 @@ def frames(traffic: Traffic, *kinds: Kind) -> int:
 def objection(traffic: Traffic, transport: Transport) -> str | None:
     """Why these frames do not show that SMB went over ``transport`` alone; None if they do.
 
-    Connection management is no objection: a refused attempt to connect carries no SMB.
+    Connection management does not count: a refused attempt to connect carries no SMB.
     """
     iwarp = frames(traffic, Kind.IWARP)
     rdma = iwarp + frames(traffic, Kind.ROCE_SEND, Kind.ROCE_OTHER)

@@ -40,9 +40,9 @@ class GrowingPcap:
         self._position = 0
 
     def take(self) -> list[Record]:
-        """The records that are complete by now and were not taken before.
+        """The complete records that were not returned before.
 
-        :raises ProvisionError: this is no pcap file of such frames, or a damaged one
+        :raises ProvisionError: the file is not a pcap file of such frames, or is damaged
         """
         try:
             with self.path.open("rb") as file:

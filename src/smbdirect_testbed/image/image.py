@@ -15,23 +15,28 @@ from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "1"
-"""Of this module: to be raised when it makes another image of the same recipe."""
+"""Of this module: raise it when the same recipe gives a different image."""
 
 _IMAGE_GIB = 1.0
 _NEEDED = ("busybox-static", "erofs-utils", "kmod", "passwd")
 """Packages that finishing an image needs."""
 INIT = "/usr/lib/smbdirect-testbed/init"
-"""In a root file system: what the machine's kernel or its initramfs starts."""
+"""In a root file system: the program that the kernel or the initramfs starts."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A kernel, an initramfs and a root file system that go together.
+    """A kernel, an initramfs and a root file system that belong together.
+
+    ::
+
+        image = provide_image("trixie", progress)
+        assert "samba" in image.packages
 
     :param name: of its recipe
     :param digest: of the recipe and of the packages' versions
     :param root: an erofs file system
-    :param kernel_release: as ``uname -r`` says it
+    :param kernel_release: as printed by ``uname -r``
     :param packages: version by name, of all packages
     """
 
@@ -51,9 +56,9 @@ class Image:
 
 
 def provide_image(name: str, progress: Progress, *, force: bool = False) -> Image:
-    """The image of a recipe, made first if it is not in the cache.
+    """The image of a recipe, which is made first if it is not in the cache.
 
-    :param force: make it anew, with the packages of today
+    :param force: make it again, with today's packages
     :raises UsageError: there is no such recipe, or something in it is wrong
     :raises ProvisionError: it could not be made
     """
@@ -134,7 +139,7 @@ def _read(name: str, directory: Path) -> Image:
 
 
 def _pack(recipe: Recipe, finish: Path, target: Path) -> None:
-    """Everything of ours that goes into the new system, owned by root whoever packs it."""
+    """All our files for the new system, owned by root whichever user packs them."""
     here = paths.images()
     lists = {
         "unpack": [f"{package} {path}" for package, path in recipe.unpack.items()],

@@ -1,4 +1,4 @@
-"""Where Debian packages come from: the mirror that this computer's apt is set up for."""
+"""The Debian mirror that this computer's apt is configured for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Source:
 
 
 def debian_mirror(etc_apt: Path = Path("/etc/apt")) -> str:
-    """The address of a Debian mirror: the variable's, else that of apt's configuration.
+    """The address of a Debian mirror: from the variable, or else from apt's configuration.
 
     :raises ProvisionError: neither names one
     """
@@ -51,7 +51,7 @@ def debian_mirror(etc_apt: Path = Path("/etc/apt")) -> str:
     found = [m for s in apt_sources(etc_apt) if _is_debian(s) and (m := _plain(s.uri))]
     if not found:
         raise ProvisionError(
-            "apt on this computer is not set up for Debian, so there is no mirror for images",
+            "apt on this computer is not configured for Debian, so no mirror for images is known",
             hint=f"set {VARIABLE} to one: http://HOST/debian",
         )
     # Vendors' repositories use Debian's suite names too, but not its path.
@@ -59,7 +59,7 @@ def debian_mirror(etc_apt: Path = Path("/etc/apt")) -> str:
 
 
 def origin() -> str:
-    """Who says which mirror to use, to complete "the Debian mirror that ..."."""
+    """The end of "the Debian mirror that ...": where its address comes from."""
     return f"{VARIABLE} names" if os.environ.get(VARIABLE) else "apt is set up for"
 
 
@@ -70,14 +70,14 @@ def keyring() -> Path:
     """
     if not KEYRING.is_file():
         raise ProvisionError(
-            f"{KEYRING} is not there: packages could not be verified",
+            f"{KEYRING} is missing: packages could not be verified",
             hint="install the package debian-archive-keyring",
         )
     return KEYRING
 
 
 def apt_options() -> list[str]:
-    """What this computer's apt says about proxies and old archives, as apt.conf lines."""
+    """This computer's apt settings for proxies and old archives, as apt.conf lines."""
     dump = process.run(["apt-config", "dump"], timeout=30, check=False).stdout
     return [line for line in dump.splitlines() if _APT_OPTIONS.match(line) and '""' not in line]
 
@@ -132,7 +132,7 @@ def _is_debian(source: Source) -> bool:
 
 
 def _plain(uri: str) -> str | None:
-    """The address itself; of a mirror list (as in cloud images), its first entry."""
+    """The address itself, or the first entry of a mirror list (as in cloud images)."""
     if uri.startswith("mirror+file:"):
         try:
             entries = Path(urlsplit(uri).path).read_text().split()

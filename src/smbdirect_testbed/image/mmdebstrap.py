@@ -73,7 +73,7 @@ class PackageMissing(ProvisionError):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """What is to be installed.
+    """The packages to install.
 
     :param suites: a Debian suite; further ones, as backports, whose packages are preferred
     :param packages: names, or ``name=version``
@@ -86,14 +86,14 @@ class Bootstrap:
 
 
 def hook(*words: str | Path) -> str:
-    """A hook of mmdebstrap's from its words; paths on this computer must be absolute."""
+    """A hook for mmdebstrap from its words; paths on this computer must be absolute."""
     return shlex.join(str(w) for w in words)
 
 
 def bootstrap_nothing(what: Bootstrap, log: Path, progress: Progress) -> None:
-    """Install, and keep only what the hooks take out.
+    """Install packages, and keep only what the hooks copy out.
 
-    :param log: grows with what mmdebstrap says
+    :param log: gets the output of mmdebstrap
     :raises ProvisionError: it failed, with the reason
     """
     with _temporary_directory() as temporary:
@@ -101,7 +101,7 @@ def bootstrap_nothing(what: Bootstrap, log: Path, progress: Progress) -> None:
 
 
 def bootstrap_directory(what: Bootstrap, target: Path, log: Path, progress: Progress) -> None:
-    """Install into a new directory that belongs to the user who runs this.
+    """Install into a new directory that belongs to this user.
 
     :raises ProvisionError: it failed, with the reason
     """
@@ -111,7 +111,7 @@ def bootstrap_directory(what: Bootstrap, target: Path, log: Path, progress: Prog
             _run(argv, temporary, log, progress, stdout=subprocess.DEVNULL)
         return
     target.mkdir()
-    # What an ordinary user unpacks becomes the user's own; device nodes cannot be.
+    # An ordinary user owns all unpacked files, and cannot unpack device nodes.
     tar = ["tar", "-x", "--no-same-owner", "--exclude=./dev/*", "-C", os.fspath(target)]
     with _temporary_directory() as temporary:
         unpack = subprocess.Popen(tar, stdin=subprocess.PIPE, start_new_session=True)
@@ -140,7 +140,7 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
     for suite in what.suites[1:]:
         pin = shlex.quote(_PINNED.format(suite=suite))
         setup.append(f"printf %s {pin} > etc/apt/preferences.d/{suite}")
-    # An initrd is made in half a minute, and not used.
+    # Making an initrd takes half a minute, and nothing uses it.
     for generator in ("dracut", "initramfs-tools"):
         setup.append(f"ln -s /bin/true etc/kernel/postinst.d/{generator}")
     # As options to mmdebstrap, they would send every package of the base system through a filter.
@@ -167,10 +167,10 @@ def _argv(what: Bootstrap, output: str, target: str) -> list[str]:
 
 @functools.cache
 def _private_mounts() -> tuple[str, ...]:
-    """What to put before mmdebstrap so that it and its mounts end with us, however we end.
+    """A prefix for mmdebstrap: with it, mmdebstrap and its mounts end with this process.
 
-    Nothing for an ordinary user, whose mmdebstrap mounts in a namespace anyway, and where root may
-    not mount: there, mmdebstrap does without.
+    It is empty for an ordinary user, whose mmdebstrap mounts in a namespace anyway, and where root
+    may not mount: there, mmdebstrap does without mounts.
     """
     argv = ["setpriv", "--pdeathsig", "KILL"]
     argv += ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
@@ -181,7 +181,7 @@ def _private_mounts() -> tuple[str, ...]:
 def _run(
     argv: Sequence[str], temporary: Path, log: Path, progress: Progress, stdout: IO[bytes] | int
 ) -> None:
-    """Run mmdebstrap; on any exception it is stopped and removes what it made."""
+    """Run mmdebstrap. On any exception it is stopped and removes its files."""
     lines: deque[str] = deque(maxlen=400)
     proc = subprocess.Popen(
         argv,
@@ -209,7 +209,7 @@ def _run(
 
 
 def _step(line: str) -> str | None:
-    """What to tell the user of a line of mmdebstrap's."""
+    """The user's version of a line of mmdebstrap."""
     steps = {
         "I: downloading packages": "downloading packages",
         "I: extracting archives": "installing the base system",
@@ -219,10 +219,10 @@ def _step(line: str) -> str | None:
 
 
 def _stop(proc: subprocess.Popen[bytes]) -> None:
-    """Stop mmdebstrap as Ctrl-C on a terminal does, so that it removes its directory."""
+    """Stop mmdebstrap as Ctrl-C on a terminal does; then it removes its directory."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(proc.pid, signal.SIGINT)
-        # Its pipe must be read to the end, or it blocks in its last messages.
+        # Its pipe must be read to the end, or its last messages block it.
         proc.communicate(timeout=_STOP_SECONDS)
     kill_group(proc)
     proc.wait()
@@ -253,7 +253,7 @@ def _is_root() -> bool:
 
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
-    """A directory for mmdebstrap, which must be open to the user ids of its namespace."""
+    """A directory for mmdebstrap, accessible to the user ids of its namespace."""
     remove_leftovers()
     cache.require_space(_TEMPORARY, _UNPACKED_GIB, "installing packages")
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_TEMPORARY))
@@ -266,7 +266,7 @@ def _temporary_directory() -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Remove what this user's killed runs left of mmdebstrap's."""
+    """Remove directories of mmdebstrap that killed runs of this user left."""
     for directory in _TEMPORARY.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             status = directory.stat()
@@ -293,10 +293,10 @@ def _held(directory: Path) -> Iterator[None]:
 def _remove(directory: Path) -> None:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     if any(m.split()[4].startswith(f"{directory}/") for m in mounts):
-        # Not ours (see _private_mounts), and removing would go on into what is mounted.
+        # Not ours (see _private_mounts). Removing would descend into the mounted file systems.
         return
     if any(directory.iterdir()) and not _is_root():
-        # They belong to user ids of a namespace that is gone.
+        # The files belong to user ids of a namespace that no longer exists.
         argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
         argv += [os.fspath(p) for p in directory.iterdir()]
         process.run(argv, check=False, timeout=120)

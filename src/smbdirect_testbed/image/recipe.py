@@ -36,11 +36,11 @@ class KernelRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class InitramfsRecipe:
-    """What runs before the root file system is there.
+    """The programs before the root file system is mounted.
 
-    :param init: the program, a file beside the recipe
-    :param modules: kernel modules it loads: the first group for the root file system, the others
-        beside it; what a module depends on is added to its group, and can be in one group only
+    :param init: the program, a file next to the recipe
+    :param modules: kernel modules it loads: the first group for the root file system, the others in
+        parallel; dependencies are added to a module's group, and can be in one group only
     """
 
     init: str
@@ -49,15 +49,15 @@ class InitramfsRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class Recipe:
-    """What an image is made of.
+    """The contents of an image: a file in ``vm-images/``.
 
     :param suite: the Debian suite
     :param backports: take every package from the suite's backports if it is there
     :param packages: installed packages
-    :param unpack: directory by package: unpacked there without being installed, since dpkg would
-        not have it beside the others
-    :param users: users that exist besides those of packages; they have no password
-    :param files: file beside the recipe by path in the image; executable there if it is here
+    :param unpack: directory by package: the package is only unpacked there, because dpkg would not
+        install it together with the others
+    :param users: users in addition to those of packages; they have no password
+    :param files: file next to the recipe by path in the image; it stays executable
     """
 
     description: str
@@ -72,7 +72,7 @@ class Recipe:
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """The suites that packages come from."""
+        """The suites of the packages."""
         return (self.suite, f"{self.suite}-backports") if self.backports else (self.suite,)
 
 
@@ -109,5 +109,5 @@ def recipe_digest(recipe: Recipe, directory: Path | None = None) -> str:
 
 
 def file_mode(source: Path) -> int:
-    """The mode that a file beside a recipe has in the image, whatever the umask was here."""
+    """The mode in the image of a file next to a recipe, independent of the umask here."""
     return 0o755 if source.stat().st_mode & 0o100 else 0o644

@@ -36,12 +36,12 @@ from smbdirect_testbed.lib.errors import CommandFailed
 from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "7"
-"""Of this module: to be raised when it makes another driver of the same source."""
+"""Of this module: raise it when the same source gives a different driver."""
 
 _GIB = 0.3
 _SECONDS = 900
 _COMMON = PurePosixPath(SMB, "common")
-"""Where the modules are that cifs and ksmbd share; their number differs between kernels."""
+"""The directories of the modules that cifs and ksmbd share; kernels differ in their number."""
 
 _OPTIONS = {
     "SMBDIRECT": "m",
@@ -49,7 +49,7 @@ _OPTIONS = {
     "SMB_SERVER_SMBDIRECT": "y",
     **{traits.option: "m" for traits in rdma.BUILT.values() if traits.option},
 }
-"""Kernel options of the driver, which the distribution's kernels have switched off."""
+"""Kernel options of the driver; the distribution's kernels have them switched off."""
 
 _OUR_CODE = ("include", "libsmbdirect", "smbdirect_socket", "preload")
 
@@ -57,11 +57,11 @@ _OUR_CODE = ("include", "libsmbdirect", "smbdirect_socket", "preload")
 def provide_driver(
     spec: DriverSpec, image: Image, progress: Progress, kernel: UmlKernel | None = None
 ) -> BuiltDriver:
-    """The driver for a kernel, built first if it is not in the cache.
+    """The driver for a kernel, which is built first if it is not in the cache.
 
     :param kernel: the kernel; None for the image's own
     :raises UsageError: the spec's path holds no driver
-    :raises ProvisionError: the source cannot be had, or does not compile
+    :raises ProvisionError: the source cannot be fetched, or does not compile
     """
     if kernel:
         target = Target((kernel.digest,), kernel.release, lambda: kernel.toolchain)
@@ -76,8 +76,8 @@ def provide_driver(
 class Target:
     """A kernel to build modules for.
 
-    :param identity: the same for two only if modules for one fit the other
-    :param toolchain: makes what it is built with
+    :param identity: equal for two kernels only if modules for one fit the other
+    :param toolchain: makes the build root for it
     """
 
     identity: tuple[str, ...]
@@ -110,7 +110,7 @@ def provide_for(target: Target, spec: DriverSpec, image: Image, progress: Progre
             )
 
     built = read_manifest(cache.provide("drivers", digest[:16], make, progress))
-    # The same files may have come from elsewhere, or under another version, when it was built.
+    # When it was built, the same files may have had another origin or version.
     return replace(built, source=source.description, version=source.version)
 
 
@@ -123,7 +123,7 @@ def _build(
 ) -> tuple[str, ...]:
     """Build everything into ``directory``; return the modules' names in load order."""
     root = toolchain.build_root
-    # A part of a tree may do without siw and nls, which are then the distribution's.
+    # A part of a tree may lack siw and nls; then the distribution's modules are used.
     missing = [part for part in SOURCE_PARTS if not (tree / part).exists()]
     distribution = {toolchain.source / part: tree / part for part in missing}
     (toolchain.image_root or root).take(distribution)
@@ -150,7 +150,7 @@ def our_code() -> SourceFiles:
 
 
 def build_programs(root: BuildRoot, tree: Path, directory: Path, progress: Progress) -> None:
-    """Build preload and library alone.
+    """Build only preload and library.
 
     :param root: matches the image in which they will run
     :param tree: holds our code
@@ -173,7 +173,7 @@ def run_steps(
 ) -> None:
     """Run the commands of a build.
 
-    :raises ProvisionError: a command failed, with what the compiler said
+    :raises ProvisionError: a command failed, with the compiler's messages
     """
     log = cache.log_file("driver")
     for argv in steps:
@@ -187,7 +187,7 @@ def run_steps(
 
 def _module_steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
     """The commands that build all modules in a work directory."""
-    # All at once: it takes make longer to find out what to do than to compile a file.
+    # In one go: make needs longer to find out what to do than to compile a file.
     directories = f"obj-m := {' '.join(f'{d}/' for d in (SMB, *rdma.BUILT, 'smbdirect_socket'))}"
     source = f"SMBDIRECT_SRC={work / SMB / 'smbdirect'}"
     return [
@@ -197,9 +197,9 @@ def _module_steps(toolchain: Toolchain, work: PurePosixPath) -> list[list[str]]:
 
 
 def kbuild_command(toolchain: Toolchain, *, warn: bool = True) -> list[str]:
-    """What every build of modules for a toolchain's kernel begins with.
+    """The beginning of every command that builds modules for a toolchain's kernel.
 
-    :param warn: let the compiler warn; of the kernel's own code nobody here reads that
+    :param warn: let the compiler warn; warnings about the kernel's own code are not read here
     """
     kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}"]
     flags = f"KCFLAGS={QUICK}"
@@ -207,7 +207,7 @@ def kbuild_command(toolchain: Toolchain, *, warn: bool = True) -> list[str]:
         kbuild += [f"ARCH={toolchain.architecture}"]
     else:
         kbuild += [f"CONFIG_{name}={value}" for name, value in _OPTIONS.items()]
-        # BTF would take a third of the time, and is not used.
+        # BTF would take a third of the time, and nothing uses it.
         kbuild += ["CONFIG_DEBUG_INFO_BTF_MODULES="]
         flags = f"{flags} {' '.join(_defines())}"
     return [*kbuild, flags if warn else f"{flags} -w"]
@@ -216,7 +216,7 @@ def kbuild_command(toolchain: Toolchain, *, warn: bool = True) -> list[str]:
 def socket_arguments(
     work: PurePosixPath, source: PurePosixPath, symbols: PurePosixPath
 ) -> list[str]:
-    """What makes our socket module of it.
+    """The commands that build our socket module.
 
     :param source: the directory smbdirect.ko is built in
     :param symbols: the file Module.symvers that knows smbdirect.ko

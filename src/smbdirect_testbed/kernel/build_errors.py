@@ -1,4 +1,4 @@
-"""What is said of a driver that does not compile: where it is wrong, or of another kernel."""
+"""The error for a driver that does not compile: a mistake in it, or another kernel's driver."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHOWN_ERRORS = 10
 
 
 def compile_errors(output: str, work: PurePosixPath) -> list[str]:
-    """The lines of a build's output that say what is wrong, with paths as in the source.
+    """The error lines of a build's output, with paths as in the source.
 
-    The last lines of all if none does.
+    Without any, the last lines.
     """
     lines: dict[str, None] = {}
     directory = ""
@@ -33,11 +33,11 @@ def compile_errors(output: str, work: PurePosixPath) -> list[str]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where code comes from.
+    """The origin of code.
 
     :param description: for people
-    :param tree: the user's tree that it is part of
-    :param release: the kernel's that it is compiled for, if it is part of a tree
+    :param tree: the user's tree, if it is part of one
+    :param release: of the kernel that it is compiled for, if it is part of a tree
     """
 
     description: str
@@ -46,7 +46,7 @@ class Origin:
 
 
 def remember_fit(origin: Origin) -> None:
-    """Keep in mind that a tree compiles for a kernel, whatever is edited in it later."""
+    """Remember that a tree compiles for a kernel, also after later edits."""
     if fit := _fit(origin):
         fit.parent.mkdir(parents=True, exist_ok=True)
         fit.touch()
@@ -57,11 +57,11 @@ def does_not_compile(
 ) -> ProvisionError:
     """The error for code that the compiler refuses.
 
-    A tree of another version than the kernel it is built for is not to blame for each line: that
-    is said in one. Once it did compile, errors are its own.
+    If the tree and the kernel have different versions, one line says so in place of all errors.
+    Once the tree has compiled for the kernel, errors are mistakes in the tree.
 
     :param work: where it was built
-    :param log: all that the build said
+    :param log: all output of the build
     """
     tree, release = origin.tree, origin.release
     version = tree_version(tree) if tree else None

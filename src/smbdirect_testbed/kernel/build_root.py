@@ -1,4 +1,4 @@
-"""Build roots: a Debian system with a compiler, to build things in without touching this one."""
+"""Build roots: Debian systems with a compiler, separate from this computer's system."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GIB = 1.5
 _WORK = PurePosixPath("/build")
 _RECORD = ".testbed-copied.json"
 _LAST_SECONDS = 60.0
-"""No single file of a build takes longer to be written."""
+"""Seconds. Writing a single file of a build never takes longer."""
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -31,9 +31,9 @@ _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
 }
 _STACK = "7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]\n"
-"""All that a kernel build reads below /proc: objtool, to tell a stack overflow from other faults.
+"""All that a kernel build reads below /proc: objtool reads it to detect a stack overflow.
 
-A file that says it spares mounting /proc, which containers do not allow by default.
+With such a file /proc need not be mounted, which containers forbid by default.
 """
 _LIST_PACKAGES = (
     'chroot "$1" dpkg-query --show --showformat \'${Package} ${Version}\\n\' > "$1/packages"'
@@ -41,7 +41,11 @@ _LIST_PACKAGES = (
 
 
 class BuildRoot(ABC):
-    """A system to build in. What is in it stays there from one command to the next.
+    """A system to build in. Its files stay from one command to the next.
+
+    ::
+
+        root.run(["make", "-C", "/work"], inputs={"/work": source}, outputs={built: "/work/x.ko"})
 
     :param packages: version by name, of all packages installed in it
     :param directory: where it is on this computer
@@ -62,7 +66,7 @@ class BuildRoot(ABC):
         """Run a command in the build root to its end.
 
         :param env: variables of the command
-        :param log: grows with the command line and its output
+        :param log: gets the command line and its output
         :param timeout: seconds until the command is stopped
         :raises CommandFailed: status other than 0, or the deadline passed
         :raises ProvisionError: the disk is full
@@ -96,7 +100,7 @@ class BuildRoot(ABC):
                 copy_out(self._path(there), here)
 
     def holds(self, path: PurePosixPath) -> bool:
-        """Whether there is such a file in the build root."""
+        """Whether the build root has such a file."""
         return self._path(path).exists()
 
     def bring_tree(self, files: Mapping[str, str], tree: Path, there: PurePosixPath) -> int:
@@ -119,7 +123,7 @@ class BuildRoot(ABC):
 
     @abstractmethod
     def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        """What to run on this computer so that a command runs in the build root."""
+        """The argv that, run on this computer, runs a command in the build root."""
 
     def _path(self, there: PurePosixPath) -> Path:
         return self.directory / there.relative_to("/")
@@ -130,8 +134,8 @@ class BuildRoot(ABC):
     ) -> AbstractContextManager[PurePosixPath]:
         """A directory in the build root that keeps its content from one use to the next.
 
-        Others that want it wait. When its last use was interrupted, so that a file may be half
-        written, it begins without what was written in the last minute of that.
+        Other users wait for it. If its last use was interrupted, files may be half written; then
+        the files of the last minute before the interruption are removed first.
         """
 
 
@@ -142,9 +146,9 @@ def provide_build_root(
     hooks: tuple[str, ...],
     progress: Progress,
 ) -> BuildRoot:
-    """A build root with the given packages, made first if it is not in the cache.
+    """A build root with the given packages, which is made first if it is not in the cache.
 
-    :param name: what it is for, a part of a file name
+    :param name: its purpose, a part of a file name
     :param hooks: mmdebstrap's customize hooks, which complete it
     :raises ProvisionError: it could not be made, or cannot be used by this user
     """
@@ -197,7 +201,7 @@ class _DirectoryBuildRoot(BuildRoot):
             try:
                 yield there
             except TestbedError as e:
-                # A compiler that gave up by itself leaves nothing half written.
+                # A compiler that ended by itself leaves no half-written file.
                 if not isinstance(e, CommandFailed) or (e.status or -1) > 0:
                     in_use.unlink()
                 raise
@@ -206,17 +210,17 @@ class _DirectoryBuildRoot(BuildRoot):
 
 @functools.cache
 def _enter_argv(root: Path) -> tuple[str, ...]:
-    """What to put before a command to run it in a build root, as this user on this computer.
+    """A prefix for a command that makes it run in a build root, for this user.
 
     :raises ProvisionError: this user cannot run anything in a build root here
     """
     if os.geteuid() == 0:
-        # Needs no privilege that a container does not have by default; mounting would.
+        # chroot needs only privileges that a container has by default; mounting needs more.
         return ("chroot", os.fspath(root))
     hint = "run as root, or allow unprivileged user namespaces on this computer"
     if not shutil.which("bwrap"):
         raise ProvisionError(
-            "bubblewrap (bwrap) is not there: an ordinary user needs it to build",
+            "bubblewrap (bwrap) is missing: an ordinary user needs it to build",
             hint="install the package bubblewrap",
         )
     argv = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc"]
@@ -225,7 +229,7 @@ def _enter_argv(root: Path) -> tuple[str, ...]:
     tried = process.run([*argv, "true"], check=False, timeout=30)
     if not tried.ok:
         raise ProvisionError(
-            "this user may not make a user namespace, which building needs",
+            "this user may not create user namespaces, and building needs one",
             hint=hint,
             detail=tried.output,
         )

@@ -1,4 +1,4 @@
-"""A built driver: its modules, and what they were made from."""
+"""A built driver: its modules, and their origin."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MANIFEST = "manifest.json"
 PRELOAD = "libsmbdirect-preload.so"
 LAUNCHER = "smbdirect-run"
 LIBRARY = "libsmbdirect.so"
-"""libsmbdirect, for programs that know about SMB-Direct sockets; beside the preload."""
+"""libsmbdirect, for programs that use SMB-Direct sockets; next to the preload."""
 WEAK_DEVICE = "smbdirect_weak_device.ko"
-"""A module that some scenarios load; there, too."""
+"""A module for some scenarios, in the same directory."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,17 @@ class Module:
 class BuiltDriver:
     """Everything that is built for one kernel from one source.
 
-    :param digest: of all that it was made from
+    ::
+
+        names = [module.name for module in environment.driver.built.modules]
+        assert "smbdirect" in names
+
+    :param digest: of everything that it was made from
     :param modules: in the order they are loaded
     :param preload: the library that lets programs use the socket
     :param launcher: the command that runs a program with the library
-    :param source: where the modules' source came from, for people
-    :param version: the version that this origin gives it
+    :param source: the origin of the modules' source, in words
+    :param version: its version at that origin
     """
 
     digest: str
@@ -65,7 +70,7 @@ class BuiltDriver:
 
 
 def write_manifest(directory: Path, digest: str, order: tuple[str, ...], **facts: str) -> None:
-    """Write down what a directory with a built driver holds.
+    """Write the manifest of a directory with a built driver.
 
     :param order: the modules' names
     """

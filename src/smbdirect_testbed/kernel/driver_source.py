@@ -1,4 +1,4 @@
-"""Where the driver's C code comes from."""
+"""The origins of the driver's C code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GIT_SECONDS = 900
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Source files as they were at one moment, however they are edited afterwards.
+    """Source files as they were at one moment; later edits do not matter.
 
     :param files: content and mode by name
     """
@@ -37,7 +37,7 @@ class SourceFiles:
 
     @classmethod
     def read(cls, directory: Path, parts: Iterable[str]) -> Self:
-        """Read files and directories below a directory, without anything built from them.
+        """Read files and directories below a directory, but no build products.
 
         :raises UsageError: a file cannot be read
         """
@@ -47,7 +47,7 @@ class SourceFiles:
             raise UsageError(f"driver: cannot read {e.filename}: {e.strerror}") from e
 
     def digest(self) -> str:
-        """The same for two only if all names, contents and modes are the same."""
+        """Equal for two only if all names, contents and modes are equal."""
         return cache.digest(
             part
             for name, (content, mode) in self.files.items()
@@ -67,11 +67,11 @@ class SourceFiles:
 class DriverSource:
     """The driver's part of a kernel tree.
 
-    :param identity: the same for two sources only if all their files are the same
-    :param description: for people
-    :param version: the version that the source's origin gives it
+    :param identity: equal for two sources only if all their files are equal
+    :param description: in words
+    :param version: its version at its origin
     :param write: writes the files to a directory, laid out as in a kernel tree
-    :param tree: the user's tree, if that is where they come from
+    :param tree: the user's tree, if it is the origin
     """
 
     identity: str
@@ -82,7 +82,7 @@ class DriverSource:
 
 
 def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
-    """Find the source that a spec asks for; a tree is read, the others are not fetched yet.
+    """Find the source for a spec. A tree is read; other sources are not fetched yet.
 
     :raises UsageError: the spec's path holds no driver
     """
@@ -97,7 +97,7 @@ def resolve(spec: DriverSpec, image: Image, progress: Progress) -> DriverSource:
             assert spec.commit is not None
             return git_source(spec.url, spec.commit, progress)
         case DriverOrigin.INSTALLED:
-            raise UsageError("driver: what is installed has no source")
+            raise UsageError("driver: installed modules have no source")
 
 
 def _distribution(image: Image, progress: Progress) -> DriverSource:
@@ -115,7 +115,7 @@ def _distribution(image: Image, progress: Progress) -> DriverSource:
 
 
 def check(spec: DriverSpec) -> None:
-    """Look whether the spec's tree can be one, at the cost of nothing.
+    """Check quickly whether the spec's tree can be a kernel tree.
 
     :raises UsageError: it holds no driver
     """
@@ -124,7 +124,7 @@ def check(spec: DriverSpec) -> None:
 
 
 def tree_source(tree: Path) -> DriverSource:
-    """A user's kernel tree, or a part of one, as it is now. Nothing is written to it.
+    """A user's kernel tree, or a part of one, as it is now. It is only read.
 
     :raises UsageError: it holds no driver
     """
@@ -147,7 +147,7 @@ def _check_tree(tree: Path) -> None:
 
 
 def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
-    """A commit of a kernel repository; only what the driver needs of it is fetched."""
+    """A commit of a kernel repository; only the files that the driver needs are fetched."""
 
     def fetch(directory: Path) -> None:
         with progress.phase("driver_source", f"fetching {commit[:12]} of {url}"):
@@ -168,7 +168,7 @@ def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _git_version(tree: Path) -> str | None:
-    """What git calls a tree's state; None when it is no git tree, or git refuses to look."""
+    """git's description of a tree; None if it is not a git tree or git refuses to read it."""
 
     def git(*words: str) -> str | None:
         env = {"GIT_OPTIONAL_LOCKS": "0", "GIT_CEILING_DIRECTORIES": str(tree.parent)}
@@ -188,7 +188,7 @@ def _git_version(tree: Path) -> str | None:
 
 
 def _fetch(url: str, commit: str, directory: Path) -> None:
-    # Beside the entry, so that the repository's own data do not become part of it.
+    # Next to the entry, so that the repository's own data do not become part of it.
     with TemporaryDirectory(dir=directory.parent, prefix=".git-") as clone:
 
         def git(*words: str) -> str:

@@ -1,8 +1,8 @@
 """This computer as a build root: for modules of the kernel that it runs.
 
-A kernel's headers come with programs (``modpost``, ``objtool``) that were linked for the system
-they are installed on, and lead to files all over it; its compiler is the one the kernel was built
-with. A build root of another system could use neither.
+A kernel's headers contain programs (``modpost``, ``objtool``) that were linked for the system they
+are installed on, and links to files all over it. The right compiler is the one that built the
+kernel. A build root of another system could use neither.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smbdirect_testbed.lib.progress import Progress
 _COMPILER = "asn1_compiler"
 _TOOLS = ("gcc", "make")
 
-# In a mount namespace of its own: nothing of the headers is changed.
+# In a mount namespace of its own, so the headers stay unchanged.
 _WITH_SCRIPTS = """
 scripts=$(readlink -f "$1") ours=$2; shift 2
 mount -t overlay -o "lowerdir=$ours:$scripts" testbed "$scripts"
@@ -32,7 +32,7 @@ exec "$@"
 class HostBuildRoot(BuildRoot):
     """This computer, with its own compiler.
 
-    :param headers: what modules are built against
+    :param headers: the directory that modules are built against
     :param source: the files of a kernel's source that its ``asn1_compiler`` is made from, which
         distributions leave out of their headers
     """
@@ -61,7 +61,7 @@ class HostBuildRoot(BuildRoot):
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
         directory = self._directory / name
         with cache.lock(f"local-build-{name}", progress, f"the build directory {name}"):
-            # Modules for this computer's kernel are built now and then, not at every save.
+            # Modules for this computer's kernel are built seldom, not at every save.
             cache.remove(directory)
             directory.mkdir(parents=True)
             try:
@@ -71,7 +71,7 @@ class HostBuildRoot(BuildRoot):
                 cache.remove(Path(self._records))
 
     def _with_scripts(self) -> list[str]:
-        """What to put before a command so that the headers have their ``asn1_compiler``."""
+        """A prefix for a command, with which the headers have their ``asn1_compiler``."""
         scripts = self._headers / "scripts"
         if (scripts / _COMPILER).exists():
             return []

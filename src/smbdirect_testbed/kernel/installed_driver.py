@@ -36,7 +36,7 @@ from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "1"
-"""Of this module: to be raised when it makes something else of the same modules."""
+"""Of this module: raise it when the same modules give a different result."""
 
 _SOCKET = "smbdirect_socket"
 
@@ -44,7 +44,7 @@ _SOCKET = "smbdirect_socket"
 def provide_local_driver(
     spec: DriverSpec, image: Image, progress: Progress, kernel: RunningKernel
 ) -> BuiltDriver:
-    """The driver for the running kernel, built first if it is not in the cache.
+    """The driver for the running kernel, which is built first if it is not in the cache.
 
     :raises UsageError: the spec's path holds no driver
     :raises ProvisionError: there are no headers or no compiler, or it does not compile
@@ -92,7 +92,7 @@ def _toolchain(image: Image, progress: Progress, kernel: RunningKernel) -> Toolc
 
 
 def _identity(kernel: RunningKernel) -> str:
-    """The same for two kernels of one release only if modules for one fit the other."""
+    """Equal for two kernels of one release only if modules for one fit the other."""
     if not kernel.headers:
         return ""
     files = (kernel.headers / name for name in (".config", "Module.symvers"))
@@ -100,7 +100,7 @@ def _identity(kernel: RunningKernel) -> str:
 
 
 def _provide_installed(image: Image, progress: Progress, kernel: RunningKernel) -> BuiltDriver:
-    """The modules that are installed, and what is built of ours to go with them."""
+    """The installed modules, and our own parts, which are built for them."""
     files = {name: file for name in MODULES if (file := kernel.file(name))}
     modules = {name: _content(file) for name, file in files.items()}
     ours = our_code()
@@ -142,7 +142,7 @@ def _build_socket(
 
 
 def _smbdirect_source(kernel: RunningKernel) -> PurePosixPath:
-    """The source of the installed smbdirect.ko, whose structures the socket works on."""
+    """The source of the installed smbdirect.ko; the socket uses its structures."""
     for link in ("build", "source"):
         found = kernel.modules / link / SMB / "smbdirect"
         if (found / "internal.h").is_file():
@@ -155,7 +155,7 @@ def _smbdirect_source(kernel: RunningKernel) -> PurePosixPath:
 
 
 def _content(file: Path) -> bytes:
-    """A module as the kernel takes it."""
+    """A module in the form that the kernel accepts."""
     data = file.read_bytes()
     match file.suffix:
         case ".xz":

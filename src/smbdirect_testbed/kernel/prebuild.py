@@ -1,8 +1,8 @@
-"""Making a toolchain and a kernel while the image, which they hardly need, is being made.
+"""Making a toolchain and a kernel while the image is made; they hardly need it.
 
-A process of its own does it: of two that want one entry of the cache, one makes it and the other
-waits, so that nothing has to be handed over, and an attempt that fails is repeated, and reported,
-by whoever needs its result.
+A separate process makes them. If two processes need one entry of the cache, one makes it and the
+other waits; so nothing is handed over. A failed attempt is repeated, and reported, by the process
+that needs the result.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _STOP_SECONDS = 20.0
 
 @contextmanager
 def made_ahead(spec: EnvironmentSpec, progress: Progress) -> Iterator[None]:
-    """Meanwhile, make what ``spec`` needs besides its image, if the image has to be made first.
+    """If the image must be made, make the other parts of ``spec`` in the background.
 
-    What has not been made when the block ends, is left to whoever needs it.
+    Parts that are not finished when the block ends are made by the code that needs them.
     """
     if find_image(spec.image):
         yield
@@ -40,11 +40,11 @@ def made_ahead(spec: EnvironmentSpec, progress: Progress) -> Iterator[None]:
     try:
         yield
         if proc.poll() is None:
-            with progress.phase("ahead", "waiting for what is made beside the image"):
+            with progress.phase("ahead", "waiting for kernel and build root"):
                 proc.wait()
     finally:
         if proc.poll() is None:
-            # As Ctrl-C does, so that it removes what is half made.
+            # As Ctrl-C does, so that it removes unfinished entries.
             proc.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 proc.wait(_STOP_SECONDS)
@@ -53,7 +53,7 @@ def made_ahead(spec: EnvironmentSpec, progress: Progress) -> Iterator[None]:
 
 
 def main(image: str, carrier: str, started: str) -> int:
-    """Make what goes with an image; the exit status says nothing more than whether it was made.
+    """Make the other parts for an image; the exit status says whether they were made.
 
     :param started: monotonic time at which the user's command began, as progress counts it
     """

@@ -1,4 +1,4 @@
-"""The kernel that this computer runs, and the modules that are installed for it."""
+"""The kernel that this computer runs, and its installed modules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SYS = Path("/sys/module")
 class LoadedModule:
     """A line of ``/proc/modules``.
 
-    :param users: how many other modules, and things that run, use it
-    :param modules: those other modules
+    :param users: the number of modules and other users that use it
+    :param modules: the modules that use it
     """
 
     name: str
@@ -30,9 +30,9 @@ class LoadedModule:
 class RunningKernel:
     """A kernel, with its ``/lib/modules/RELEASE`` as modules.dep(5) describes it.
 
-    :param release: as ``uname -r`` says it
-    :param version: as ``uname -v`` says it; a distribution has its package's version there
-    :param directory: of its modules, when they are not where they belong
+    :param release: as printed by ``uname -r``
+    :param version: as printed by ``uname -v``; a distribution puts its package's version there
+    :param directory: of its modules, if it is not the usual one
     """
 
     release: str = field(default_factory=lambda: os.uname().release)
@@ -41,12 +41,12 @@ class RunningKernel:
 
     @property
     def modules(self) -> Path:
-        """The directory of its modules; need not be there."""
+        """The directory of its modules, which may be missing."""
         return self.directory or _MODULES / self.release
 
     @property
     def headers(self) -> Path | None:
-        """What modules are built against, if it is installed."""
+        """The directory that modules are built against, if it is installed."""
         build = self.modules / "build"
         return build if (build / "Makefile").is_file() else None
 
@@ -55,11 +55,11 @@ class RunningKernel:
         return name in self._built_in or name in self._files or (_SYS / name).is_dir()
 
     def is_built_in(self, name: str) -> bool:
-        """Whether a module is part of the kernel, and never comes or goes."""
+        """Whether a module is built into the kernel."""
         return name in self._built_in
 
     def file(self, name: str) -> Path | None:
-        """A module's file, which may be compressed; None for one that has none."""
+        """A module's file, which may be compressed; None if there is no file."""
         found = self._files.get(name)
         return self.modules / found[0] if found else None
 
@@ -69,7 +69,7 @@ class RunningKernel:
         return [name for name, (path, _) in self._files.items() if path.startswith(beginnings)]
 
     def closure(self, names: Iterable[str]) -> set[str]:
-        """Modules, and all that they depend on."""
+        """Modules and all their dependencies."""
         found: set[str] = set()
         for name in names:
             found.add(name)
@@ -91,7 +91,7 @@ class RunningKernel:
 
 
 def loaded_modules() -> dict[str, LoadedModule]:
-    """The modules that are loaded now, by name, the last one first."""
+    """The loaded modules by name, the last loaded first."""
     found = {}
     for line in _lines(_LOADED):
         name, _, users, by, *_rest = line.split()
@@ -101,7 +101,7 @@ def loaded_modules() -> dict[str, LoadedModule]:
 
 
 def _name(path: str) -> str:
-    """A module's name by its file's: ``a/snd-pcm.ko.xz`` is ``snd_pcm``."""
+    """A module's name from its file: ``snd_pcm`` from ``a/snd-pcm.ko.xz``."""
     return path.strip().rpartition("/")[2].partition(".ko")[0].replace("-", "_")
 
 

@@ -1,4 +1,4 @@
-"""What the driver is built with: a compiler, an image's kernel headers, its kernel's source."""
+"""Toolchains: a compiler, the headers of an image's kernel, and its source."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ SOURCE_PARTS = (SMB, *rdma.BUILT, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_da
 """The parts of a kernel tree that the driver is built from."""
 
 QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
-"""For the compiler: no debugging information, and memory instead of collecting garbage in it."""
+"""For the compiler: no debugging information, and no garbage collection, which costs time."""
 
 HELPER_PARTS = (
     "scripts/asn1_compiler.c",
     "include/linux/asn1.h",
     "include/linux/asn1_ber_bytecode.h",
 )
-"""What ``asn1_compiler`` is made from, which the headers lack."""
+"""The source of ``asn1_compiler``, which the headers lack."""
 _UNPACKED = PurePosixPath("/usr/src/testbed")
 
 
 @dataclass(frozen=True)
 class KernelPackages:
-    """A kernel of the distribution's.
+    """A kernel of the distribution.
 
-    :param release: as ``uname -r`` says it
+    :param release: as printed by ``uname -r``
     :param version: of its Debian packages
     """
 
@@ -50,11 +50,11 @@ class KernelPackages:
     def source(self) -> str:
         """The Debian package with its source: ``linux-source-7.3``.
 
-        :raises ProvisionError: the release is of no kind that Debian has
+        :raises ProvisionError: the release does not look like one of Debian
         """
         version = re.match(r"\d+\.\d+", self.release)
         if not version:
-            raise ProvisionError(f"kernel {self.release} is none of Debian's")
+            raise ProvisionError(f"kernel {self.release} is not a kernel of Debian")
         return f"linux-source-{version[0]}"
 
     @staticmethod
@@ -67,11 +67,11 @@ class KernelPackages:
 class Toolchain:
     """A build root for one kernel.
 
-    :param kernel: the distribution's, whose headers and source are in it
+    :param kernel: the distribution's kernel; the build root has its headers and source
     :param tree: a tree in it to build modules against; None for the kernel's headers
-    :param architecture: as kbuild calls it, when it is not this computer's
-    :param image_root: the build root that has the source and builds the programs, which must match
-        the image, when the modules are built elsewhere
+    :param architecture: kbuild's name for it, if it is not this computer's
+    :param image_root: if modules are built elsewhere: the build root with the source, which builds
+        the programs that must match the image
     """
 
     kernel: KernelPackages
@@ -82,7 +82,7 @@ class Toolchain:
 
     @property
     def headers(self) -> PurePosixPath:
-        """What modules are built against, in the build root."""
+        """The directory in the build root that modules are built against."""
         return self.tree or PurePosixPath("/usr/src") / self.kernel.headers
 
     @property
@@ -92,12 +92,12 @@ class Toolchain:
 
     @property
     def work_name(self) -> str:
-        """The name of a build directory of this kernel's, so that two kernels share none."""
+        """The name of a build directory for this kernel alone."""
         return f"modules-{self.headers.name}"
 
 
 def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
-    """The toolchain for an image's kernel, made first if it is not in the cache.
+    """The toolchain for an image's kernel, which is made first if it is not in the cache.
 
     :raises ProvisionError: the archive no longer has this kernel's headers or source, or making
         it failed
@@ -106,7 +106,7 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
     newest = provide_newest_toolchain(image.name, progress)
     if newest.kernel == kernel:
         return newest
-    # The image is of another day than the build root.
+    # The image was made on another day than the build root.
     exact = (f"{kernel.headers}={kernel.version}", f"{kernel.source}={kernel.version}")
     try:
         return Toolchain(kernel, _provide_root(image.name, exact, progress))
@@ -114,14 +114,14 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
         raise ProvisionError(
             f"the archive no longer has {e.package} {kernel.version}, "
             f"which image {image.name} needs",
-            hint="smbdirect-testbed clean, then run again: that makes the image anew",
+            hint="make the image again: smbdirect-testbed clean --cache, then run",
         ) from e
 
 
 def provide_newest_toolchain(image: str, progress: Progress) -> Toolchain:
-    """The toolchain for the kernel that an image gets which is made on the same day.
+    """The toolchain for the kernel of an image that is made today.
 
-    So it can be made beside the image, which alone would say for sure what kernel it has.
+    So it can be made in parallel with the image, before the image's kernel is known for sure.
 
     :param image: the name of its recipe
     :raises ProvisionError: making it failed

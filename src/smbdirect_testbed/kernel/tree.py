@@ -1,6 +1,6 @@
-"""A user's kernel tree: which kernel it is, and which of its files a User Mode Linux is built from.
+"""A user's kernel tree: its version, and the files that User Mode Linux is built from.
 
-A tree has ninety thousand files, of which a run must not read more than were edited since the last.
+A tree has ninety thousand files. A run reads only those that were edited since the last run.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ UNUSED_DRIVERS = (
     *("media", "mfd", "mtd", "net/ethernet", "net/wireless", "phy", "pinctrl", "platform"),
     *("scsi", "soc", "staging", "usb", "video"),
 )
-"""Directories below ``drivers`` that no kernel of ours is built from."""
+"""Directories below ``drivers`` that our kernels do not need."""
 
 _KCONFIG = re.compile(r"Kconfig")
 _RULES = re.compile(r"Kconfig|Makefile|Kbuild")
 _ONLY = {
-    # The driver is built on its own.
+    # The driver is built separately.
     **dict.fromkeys(("fs/smb", *rdma.BUILT), _KCONFIG),
-    # No kernel of ours has these, yet kconfig and make look at them.
+    # Our kernels do not need these, but kconfig and make read some of their files.
     **dict.fromkeys(("Documentation", "rust", "samples", "sound"), _RULES),
     **dict.fromkeys((f"drivers/{name}" for name in UNUSED_DRIVERS), _RULES),
 }
-"""Directories of which only some files are read."""
+"""Directories in which only some files are read."""
 
 BUILT = re.compile(
     r"^\.|\.(o|ko|a|so|mod|mod\.c|order|symvers|dtb|s|lex\.c|tab\.[ch]|asn1\.[ch]|orig|rej)$|~$"
 )
-"""The names of what is built in a tree, beside its sources."""
+"""Names of build products that lie among a tree's sources."""
 
 _BUILT_DIRECTORY = re.compile(r"(^|/)include/(config|generated)(/|$)")
 _WATCHED = (
@@ -51,21 +51,21 @@ _WATCHED = (
     *("drivers/infiniband", "drivers/net", "drivers/pci", "drivers/tty", "drivers/virtio", "fs"),
     *("include", "init", "io_uring", "ipc", "kernel", "lib", "mm", "net", "security"),
 )
-"""Directories whose files are worth a new kernel as soon as they are saved."""
+"""Directories in which a save is worth a new kernel."""
 
 _JUST_NOW = 50_000_000
-"""Nanoseconds. Two writes that follow each other so soon may leave a file the same times."""
+"""Nanoseconds. Two writes within this time may leave a file with the same times."""
 
 _Record = dict[str, list[int | str]]
-"""Of each file size, times and mode, which tell whether it was written to, and its digest."""
+"""For each file its digest, and size, times and mode, which reveal later writes."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a tree held at one moment.
+    """The contents of a tree at one moment.
 
     :param files: digest of content and mode by name
-    :param identity: the same for two only if all files are
+    :param identity: equal for two only if all files are equal
     """
 
     files: Mapping[str, str]
@@ -73,7 +73,7 @@ class Snapshot:
 
 
 def tree_version(tree: Path) -> str | None:
-    """A tree's kernel version as its Makefile has it: ``7.3.4``, ``7.4.0-rc1``.
+    """A tree's kernel version from its Makefile: ``7.3.4``, ``7.4.0-rc1``.
 
     :returns: None for a part of a tree that has no such Makefile
     """
@@ -89,7 +89,7 @@ def tree_version(tree: Path) -> str | None:
 
 
 def numbers(version: str | None) -> list[str]:
-    """What of a version tells how far kernels are from each other: ``["7", "3"]``."""
+    """The part of a version that tells kernels apart: ``["7", "3"]``."""
     return re.findall(r"\d+", version or "")[:2]
 
 
@@ -104,14 +104,14 @@ def is_built(file: Path) -> bool:
 
 
 def watched_directories(tree: Path) -> list[Path]:
-    """Where to look for saves in a full tree, of which User Mode Linux is built."""
+    """The directories to watch in a full tree that User Mode Linux is built from."""
     return [tree / name for name in _WATCHED]
 
 
 def read_tree(tree: Path, record: Path) -> Snapshot:
-    """Look at all files that User Mode Linux is built from, without the driver's.
+    """Read all files that User Mode Linux is built from, without the driver's.
 
-    Only those are read that were written to since the last time.
+    Only files that were written since the last time are really read.
 
     :param record: a file that remembers what was read
     :raises UsageError: a file cannot be read
@@ -138,12 +138,12 @@ def read_tree(tree: Path, record: Path) -> Snapshot:
 
 
 def source_names(tree: Path) -> set[str]:
-    """The names of a tree's files that a kernel is built from, and of none that was built."""
+    """The names of a tree's files that a kernel is built from, without build products."""
     return {name for name, _ in _source_files(tree)}
 
 
 def _source_files(tree: Path) -> Iterator[tuple[str, list[int]]]:
-    """With each name, what tells without reading whether a file was written to."""
+    """Each name with the data that reveals a write without reading the file."""
     directories: list[tuple[str, re.Pattern[str] | None]] = [("", None)]
     while directories:
         above, only = directories.pop()

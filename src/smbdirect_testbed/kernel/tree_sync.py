@@ -1,4 +1,4 @@
-"""Bringing a copy of some files up to date, so that make rebuilds what changed and no more."""
+"""Updating a copy of some files so that make rebuilds only what changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from smbdirect_testbed.lib import cache
 
 
 def sync(source: Path, target: Path, record: Path) -> None:
-    """Make ``target`` a copy of a file or directory, touching only what differs in content.
+    """Make ``target`` a copy of a file or directory; write only files whose content differs.
 
-    A file that did differ gets the time of now: its own could be older than what was built from
-    the version before. What a build added to ``target`` stays.
+    A copied file gets the current time: its own could be older than products of the version
+    before. Build products in ``target`` stay.
 
-    :param record: a file that remembers what was copied, so that what vanished from ``source``
-        vanishes from ``target``
+    :param record: a file that lists what was copied, so that files deleted in ``source`` are
+        deleted in ``target``
     """
     wanted = dict(_files(source, target))
     before = {Path(p) for p in json.loads(record.read_text())} if record.is_file() else set()
@@ -38,9 +38,9 @@ def sync(source: Path, target: Path, record: Path) -> None:
 def sync_files(
     wanted: Mapping[str, str], source: Path, target: Path, record: Path, there: Iterable[str]
 ) -> int:
-    """Do what :func:`sync` does for many files, without looking at those known to be the same.
+    """Do what :func:`sync` does for many files; files known to be equal are not read.
 
-    An interrupted call leaves nothing behind that a later one does not mend.
+    A later call repairs what an interrupted one left.
 
     :param wanted: digest of content and mode by name; a mode is that of a program if its digest
         begins with ``x``
@@ -56,7 +56,7 @@ def sync_files(
     differing = [name for name, digest in wanted.items() if copied.get(name) != digest]
     if not stale and not differing:
         return 0
-    # Whatever is known of these files will not be true until the end.
+    # Until the end, the record would be wrong about these files.
     _write_record(record, copied | dict.fromkeys([*stale, *differing], ""))
     touched = 0
     for name in stale:
@@ -81,10 +81,9 @@ def sync_files(
 
 
 def forget_last(directory: Path, seconds: float) -> None:
-    """Remove the files last written below a directory: whoever wrote there was interrupted.
+    """Remove the last written files below a directory, whose writer was interrupted.
 
-    :param seconds: how much longer ago than the last write of all a file must have been written
-        to be whole for sure
+    :param seconds: a file that was written this long before the last write of all is whole
     """
     times = {}
     for above, _, names in os.walk(directory):
@@ -97,7 +96,7 @@ def forget_last(directory: Path, seconds: float) -> None:
 
 
 def copy_out(source: Path, target: Path) -> None:
-    """Copy a file or a whole directory, with times and modes."""
+    """Copy a file or a directory, with times and modes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)

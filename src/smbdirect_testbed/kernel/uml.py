@@ -1,4 +1,4 @@
-"""User Mode Linux, built from a kernel's source: a kernel that is a program on this computer."""
+"""User Mode Linux, built from a kernel's source: a kernel that runs as a program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "1"
-"""Of this module: to be raised when it makes another kernel of the same source."""
+"""Of this module: raise it when the same source gives a different kernel."""
 
 _GIB = 2.0
 _SECONDS = 3600
@@ -42,7 +42,7 @@ _UNUSED = (
     *(f"arch/{name}/*.[chS]" for name in _UNUSED_ARCHITECTURES),
     "arch/*/boot/dts",
 )
-"""What no kernel of ours is built from: most of the source."""
+"""The parts of the source that our kernels do not need: most of it."""
 
 _WITHOUT_RDMA = "\n".join(
     f"sed -i '/CONFIG_{traits.option}/d' {PurePosixPath(source).parent}/Makefile"

@@ -1,7 +1,7 @@
 """The cache: things that are expensive to make and can always be made again.
 
 An entry is a directory that appears whole, by rename, or not at all. Its name holds a digest of
-everything it is made from, so that an entry is never out of date.
+everything that it is made from, so an entry is never out of date.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ def provide(
     *,
     force: bool = False,
 ) -> Path:
-    """The directory of an entry, made first if it is not there.
+    """The directory of an entry, which is made first if it is missing.
 
-    Of several runs that need one entry, one makes it and the others wait.
+    If several runs need the same entry, one makes it and the others wait::
+
+        images = provide("images", f"trixie-{digest}", build, progress)
 
     :param kind: the directory below the cache: "images"
     :param name: the entry's name, with its digest
-    :param make: fills the directory it is given; when it fails, nothing of it stays
-    :param force: make the entry anew although it is there
+    :param make: fills the directory it is given; if it fails, nothing stays
+    :param force: make the entry again even if it exists
     """
     entry = paths.cache() / kind / name
     if entry.is_dir() and not force:
@@ -73,7 +75,7 @@ def provide(
 
 
 def remove_leftovers() -> None:
-    """Remove entries that killed runs left half made."""
+    """Remove unfinished entries that killed runs left."""
     for left_over in paths.cache().glob("*/.*"):
         kind, name = left_over.parent.name, left_over.name[1:].rpartition(".")[0]
         file = paths.cache() / "locks" / f"{kind}-{name}"
@@ -84,11 +86,11 @@ def remove_leftovers() -> None:
 
 @contextmanager
 def lock(name: str, progress: Progress, what: str) -> Iterator[None]:
-    """Keep other processes out of the same lock; wait for the one that is in it.
+    """Hold a lock; wait for the process that holds it now.
 
-    The lock ends with the process that holds it, however that ends.
+    The lock ends with its process, however the process ends.
 
-    :param what: what the other process is busy with, for people
+    :param what: the other process's work, in words
     """
     file = _directory(paths.cache() / "locks") / name
     with file.open("w") as f:
@@ -115,7 +117,7 @@ def require_space(directory: Path, gib: float, what: str) -> None:
 
 @contextmanager
 def disk_full_reported(directory: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one line, those of programs as well."""
+    """Turn errors about a full disk into one line, including errors of programs."""
     try:
         yield
     except CommandFailed as e:
@@ -129,7 +131,7 @@ def disk_full_reported(directory: Path) -> Iterator[None]:
 
 
 def disk_full(directory: Path) -> ProvisionError:
-    """The error for a disk that became full while something was made in a directory."""
+    """The error for a disk that became full during work in a directory."""
     return ProvisionError(
         f"no space left on the disk of {directory}",
         hint="free some space (smbdirect-testbed clean), or set SMBDIRECT_TESTBED_CACHE",

@@ -1,6 +1,6 @@
-"""The errors a user of the testbed can meet, by what they mean for the exit status.
+"""The errors that a user of the testbed can meet, and their exit statuses.
 
-Anything else that escapes is a bug of the testbed.
+Any other exception is a bug of the testbed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def carrier_failures() -> Iterator[None]:
 
 
 class MachineDied(ProvisionError):
-    """A machine stopped running: kernel panic, or its carrier's process ended.
+    """A machine stopped running: its kernel panicked, or its carrier's process ended.
 
     ::
 
@@ -88,7 +88,7 @@ class MachineDied(ProvisionError):
 
 
 class CommandFailed(ProvisionError):
-    """A command ended with a status other than 0, or not in time.
+    """A command ended with a status other than 0, or did not end in time.
 
     ::
 
@@ -117,5 +117,5 @@ class CommandFailed(ProvisionError):
         self.log = log
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Exceptions are copied between processes by what they were made from."""
+        """pickle rebuilds an exception from its arguments, and this one has others."""
         return type(self), (self.argv, self.status, self.output), self.__dict__

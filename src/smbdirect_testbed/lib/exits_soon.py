@@ -1,4 +1,4 @@
-"""An end within seconds for what was interrupted."""
+"""A deadline for an interrupted process."""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ def run(
 ) -> CommandResult:
     """Run a command to its end and return what it printed.
 
-    The command gets a process group of its own, which is killed at the deadline and on any
-    exception (Ctrl-C too), so that none of its children survive it.
+    The command gets a process group of its own. The group is killed at the deadline and on any
+    exception (also Ctrl-C), so no child survives the command.
 
-    :param timeout: seconds until it is stopped; None waits for ever
+    :param timeout: seconds until it is stopped; None for no deadline
     :param env: variables to add to the environment
     :param log: a file to append the command line and all of its output to; stdout and stderr of
         the result are then one text, in stdout
@@ -91,7 +91,8 @@ def run(
         )
     except FileNotFoundError as e:
         raise ProvisionError(
-            f"{e.filename} is not there: cannot run {args[0]}", hint="see smbdirect-testbed doctor"
+            f"cannot run {args[0]}: {e.filename} does not exist",
+            hint="see smbdirect-testbed doctor",
         ) from e
     try:
         out, err = _communicate(proc, data, timeout)

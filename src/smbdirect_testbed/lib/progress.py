@@ -1,4 +1,4 @@
-"""What the user sees while things happen, and how long each phase took."""
+"""Progress messages for the user, and the duration of each phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from smbdirect_testbed.lib.said import SaidOnce
 
 @dataclass
 class Progress:
-    """Prints phases as they begin and end, and keeps their seconds for ``run.json``.
+    """Prints phases as they begin and end, and keeps their seconds for ``run.json``::
+
+        with progress.phase("image", "building image trixie"):
+            build()
 
     :param started: monotonic time at which the user's command was typed
     :param timings: seconds by phase key, in the order they ended
@@ -29,7 +32,7 @@ class Progress:
 
     @classmethod
     def of_this_process(cls) -> Progress:
-        """One that began when this process did, before anything of ours was imported."""
+        """Progress that counts from the start of this process, before our imports."""
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         begun = int(ticks) / os.sysconf("SC_CLK_TCK")
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - begun
@@ -40,7 +43,7 @@ class Progress:
         """Announce a phase, and its seconds when it ends.
 
         :param key: the name under ``timings``
-        :param text: what is being done, for people: "building image trixie"
+        :param text: the phase in words: "building image trixie"
         """
         begun = time.monotonic()
         self.say(f"{text} ...")
@@ -53,8 +56,8 @@ class Progress:
         self.timings[key] = round(self.timings.get(key, 0.0) + seconds, 3)
         self.say(f"{text}: done in {seconds:.1f} s")
 
-    def beside(self) -> Progress:
-        """One for something that happens beside other things; see :meth:`join`."""
+    def parallel(self) -> Progress:
+        """Progress of one of several parallel activities; see :meth:`join`."""
         return Progress(self.started, quiet=self.quiet, once=self.once)
 
     @contextmanager
@@ -65,7 +68,7 @@ class Progress:
         self.once = None
 
     def join(self, others: Iterable[Progress]) -> None:
-        """Count the phases of things that happened at the same time: each as the longest took."""
+        """Add the phases of parallel activities: of each phase, the longest duration."""
         longest: dict[str, float] = {}
         for other in others:
             for key, seconds in other.timings.items():
@@ -76,8 +79,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line with the seconds since the command began."""
         if not self.quiet and (self.once is None or self.once.is_first(text)):
-            # Of a server that starts while a scenario runs, too, whose output is kept for it. With
-            # its end, so that those of threads stay whole.
+            # To the real standard error: pytest captures sys.stderr while a scenario runs. The line
+            # is written with its end, so lines of several threads stay whole.
             print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.__stderr__, flush=True)
 
     def elapsed(self) -> float:

@@ -19,10 +19,10 @@ _PATIENCE = 2.0
 def enter_together(
     stack: ExitStack, contexts: Mapping[str, AbstractContextManager[T]]
 ) -> dict[str, T]:
-    """Enter contexts, each in a thread of its own, and have a stack leave all that were entered.
+    """Enter contexts, each in a thread of its own; the stack leaves all that were entered.
 
-    What is raised is what the first of them raised, once the others are done. Ctrl-C reaches all
-    of them as if each were alone.
+    If some contexts raise, the first one's exception is raised after all others are done. Ctrl-C
+    interrupts all of them.
     """
     if len(contexts) == 1:
         return {name: stack.enter_context(context) for name, context in contexts.items()}
@@ -40,7 +40,7 @@ def enter_together(
                     thread.wait()
             break
         except KeyboardInterrupt:
-            # And again for those who are impatient: nobody is left behind half way.
+            # Another Ctrl-C comes here again: no thread is left half way.
             interrupted = True
     for thread in entering.values():
         if thread.entered:
@@ -79,7 +79,7 @@ class Entering(threading.Thread, Generic[T]):
             self.start()
 
     def runs(self) -> bool:
-        """Whether it runs, or did; one that was interrupted when it was launched may begin late."""
+        """Whether it runs or ran. A thread that was interrupted at its launch may begin late."""
         return self._launched and self._began.wait(_PATIENCE)
 
     def wait(self) -> None:
@@ -98,7 +98,7 @@ class Entering(threading.Thread, Generic[T]):
         self._cancel.request()
 
     def outcome(self) -> T:
-        """What the context gave, or raise what it raised."""
+        """The context's value; raises what the context raised."""
         if self._error:
             raise self._error
         return self._value  # type: ignore[return-value]

@@ -24,7 +24,7 @@ def text_of(error: BaseException) -> str:
 def explain(
     report: pytest.TestReport, item: pytest.Item, info: pytest.ExceptionInfo[BaseException]
 ) -> None:
-    """Say in plain words what does not need a traceback of the testbed."""
+    """Replace the testbed's tracebacks by plain words."""
     first, *later = causes(info.value)
     if not isinstance(info.value, _PLAIN):
         return

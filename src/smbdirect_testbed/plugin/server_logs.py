@@ -18,14 +18,14 @@ _LARGEST_PART = 1 << 20
 
 
 class ServerLogs:
-    """Keeps for each scenario what the servers logged meanwhile."""
+    """Keeps the servers' log lines for each scenario."""
 
     def __init__(self) -> None:
         self._ends: dict[Path, int] = {}
         self._servers: dict[Path, SmbServer] = {}
 
     def cut(self, servers: Iterable[SmbServer], directory: Path | None) -> list[str]:
-        """Write what came since the last cut, one file for each log.
+        """Write the lines since the last cut, one file for each log.
 
         :param directory: where to; None forgets it
         :returns: what the logs say of crashes meanwhile

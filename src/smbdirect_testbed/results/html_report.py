@@ -49,7 +49,7 @@ class FileSection:
     scenarios: list[ScenarioResult]
 
     def count(self, outcome: Outcome) -> int:
-        """How many ended so."""
+        """The number of scenarios with an outcome."""
         return sum(s.outcome is outcome for s in self.scenarios)
 
     @property
@@ -64,7 +64,7 @@ def write_report(results: RunResults) -> None:
 
 
 def render(results: RunResults) -> str:
-    """The page's HTML. Whatever comes from logs and messages is escaped by the template engine."""
+    """The page's HTML. The template engine escapes all text from logs and messages."""
     template = Environment(
         loader=PackageLoader("smbdirect_testbed.results"),
         autoescape=True,
@@ -97,7 +97,7 @@ _RUN_PARTS = ("part-*", "kernel-*.log")
 
 
 def _failure(directory: Path, result: ScenarioResult) -> Failure:
-    # The tests of one suite share their scenario's files; once is enough to show them.
+    # The tests of one suite share their scenario's files, which are shown once.
     return Failure(result, list(_files(directory, result.directory, tails=not result.suite)))
 
 

@@ -1,7 +1,7 @@
-"""What is expected of smbtorture's tests, and of the echo suite's.
+"""Expectations of smbtorture's tests and of the echo suite's checks.
 
-The levels are Samba's: a *knownfail* test must fail (that it passes is an error, so that the list
-cannot rot), a *flapping* test may do either. The entries come from a data file with one
+The levels are Samba's. A *knownfail* test must fail: if it passes, that is an error, so the list
+stays correct. A *flapping* test may pass or fail. The entries come from a data file with one
 ``[[expect]]`` table each.
 """
 
@@ -27,7 +27,7 @@ _Text = Annotated[str, Field(min_length=1)]
 
 
 class Level(StrEnum):
-    """What is expected of a test."""
+    """The expectation of a test."""
 
     KNOWNFAIL = "knownfail"
     FLAPPING = "flapping"
@@ -38,7 +38,7 @@ class Expectation:
     """One entry.
 
     :param suite: smbtorture's name of the suite: ``smb2.create``; or ``echo``
-    :param tests: names of its tests, or patterns as the shell has them for file names
+    :param tests: names of its tests, or patterns like the shell's for file names
     :param reason: why it is expected
     :param transports: those it holds for; empty for all
     :param rdma: types of the RDMA link it holds for; empty for all, and for no link
@@ -80,7 +80,7 @@ class Expectations:
     def load(cls, path: Path) -> Expectations:
         """Read a data file.
 
-        :raises UsageError: it is not there or not right, with the place
+        :raises UsageError: it is missing or wrong, with the place
         """
         try:
             data = tomllib.loads(path.read_text())
@@ -118,7 +118,7 @@ class Expectations:
         return None
 
     def judge(self, test: Subtest) -> Subtest:
-        """The test with the outcome that it has in the light of what is expected of it."""
+        """The test with its outcome after comparison with the expectation."""
         entry = self.entry(test.name)
         if test.outcome is Outcome.PASSED and entry and entry.level is Level.KNOWNFAIL:
             message = (

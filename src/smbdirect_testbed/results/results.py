@@ -1,4 +1,4 @@
-"""The results of a run: what they are, and the files they are written to.
+"""The results of a run, and the files they are written to.
 
 A run's directory holds ``junit.xml``, ``run.json``, ``report.html``, the machine's ``kernel.log``,
 the servers' logs, and below ``scenarios/`` one directory for each scenario that left something.
@@ -63,12 +63,12 @@ class ScenarioResult:
     """How one scenario, or one test of smbtorture within a scenario, ended.
 
     :param id: pytest's name of it, beginning with the file
-    :param seconds: how long it took
-    :param message: why it failed, was skipped or was expected to fail; the first line says it all
+    :param seconds: its duration
+    :param message: why it failed, was skipped or was expected to fail; summary first
     :param trace: where in the scenario that was
-    :param output: what it printed, when it failed
+    :param output: its output, if it failed
     :param suite: the name under which it counts as one of many: ``smb2.lock[smbdirect]``
-    :param directory: what it left, below the run's directory; empty for nothing
+    :param directory: its files, below the run's directory; empty if there are none
     """
 
     id: str
@@ -97,13 +97,13 @@ class ScenarioResult:
 
 @dataclass
 class RunResults:
-    """What is known of a run.
+    """The results of a run.
 
-    :param directory: where the results lie
-    :param facts: what ran on what: the environment's facts
+    :param directory: of the results
+    :param facts: the environment's facts
     :param packages_digest: identifies the image's list of packages with their versions
-    :param notes: what is worth knowing and fails nothing
-    :param reason: why the verdict is what it is, one line
+    :param notes: remarks that do not make the run fail
+    :param reason: for the verdict, one line
     """
 
     directory: Path
@@ -133,7 +133,7 @@ class RunResults:
 
 
 def judge(scenarios: Sequence[ScenarioResult]) -> tuple[Verdict, str]:
-    """The verdict on a run that came to its end, and the reason for it.
+    """The verdict on a complete run, and its reason.
 
     A run in which nothing passed proves nothing, so it is not passed.
     """
@@ -198,7 +198,7 @@ def write_run_json(results: RunResults) -> None:
       start of the first scenario
     - ``counts``: numbers by outcome: ``passed``, ``failed``, ``skipped``, ``knownfail``,
       ``not run``
-    - ``notes``: a list of lines: what is worth knowing and fails nothing
+    - ``notes``: a list of lines: remarks that do not make the run fail
     - ``scenarios``: a list of objects with ``id``, ``outcome``, ``seconds``, ``message``,
       ``suite`` (of a test of smbtorture, else empty), ``directory`` (below the run's directory;
       empty for none)
@@ -232,7 +232,7 @@ def write_run_json(results: RunResults) -> None:
 
 
 def point_latest(directory: Path) -> None:
-    """Make ``latest``, beside a run's directory, a symbolic link to it, in one step."""
+    """Make ``latest``, next to a run's directory, a symbolic link to it, in one step."""
     new = directory.parent / f".latest-{secrets.token_hex(4)}"
     new.symlink_to(directory.name)
     try:

@@ -1,4 +1,4 @@
-"""Tests within a scenario, and what smbtorture says of those of a suite."""
+"""Tests within a scenario, and smbtorture's output about a suite."""
 
 from __future__ import annotations
 

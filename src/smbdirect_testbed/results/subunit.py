@@ -18,11 +18,11 @@ _LONGEST_MESSAGE = 16384
 
 
 def parse(stream: bytes, suite: str) -> TortureOutput:
-    """Read what ``smbtorture --format=subunit --fullname`` wrote: the line protocol, version 1.
+    """Read the output of ``smbtorture --format=subunit --fullname``: subunit's line protocol 1.
 
-    A test that began and has no end, because the stream stops, becomes an error.
+    A test without an end, because the stream stops, is a broken one.
 
-    :param suite: what was run; the tests' names are those within it
+    :param suite: its name; tests get their names within it
     """
     result = _Collector(suite)
     server = subunit.TestProtocolServer(result, stream=subunit.DiscardStream())

@@ -1,4 +1,4 @@
-"""What the user sees of a run: a line for each scenario, and the end."""
+"""The terminal output of a run: a line for each scenario, and the summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS = {
     Outcome.NOT_RUN: "NOT RUN",
 }
 _NARROWEST = 100
-"""Columns of the table, also where there is no terminal, or a narrow one."""
+"""Columns of the table, also without a terminal or on a narrow one."""
 _LONGEST_EXPLANATION = 3000
 _MOST_EXPLANATIONS = 20
 

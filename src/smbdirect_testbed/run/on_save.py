@@ -1,4 +1,4 @@
-"""Noticing that source files were saved, and doing something each time."""
+"""Noticing saves of source files, and acting on each."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def saves(places: Iterable[Path]) -> Iterator[list[Path]]:
-    """The source files that were saved, each time that some were; ends with Ctrl-C.
+    """The saved source files after each save; ends with Ctrl-C.
 
-    The first list is empty: from then on no save is missed, whenever the next list is asked for.
+    The first list is empty: from then on no save is missed.
 
     :param places: files and directories; those that do not exist are left out
     :raises UsageError: none of them exists
@@ -54,10 +54,10 @@ def saves(places: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def in_child(work: Callable[[], int]) -> int:
-    """Do something in a process of its own, and return its status.
+    """Do work in a process of its own, and return its status.
 
-    Python, and pytest with it, reads a file once in the life of a process; the next child reads
-    what was saved meanwhile. Ctrl-C ends the child, which undoes what it did, and is its status.
+    Python and pytest read a file once in the life of a process; the next child reads the saved
+    files. Ctrl-C ends the child, which then undoes its work.
     """
     context = multiprocessing.get_context("fork")
     child = context.Process(target=_work, args=(work,))
@@ -74,7 +74,7 @@ def in_child(work: Callable[[], int]) -> int:
 
 
 def _work(work: Callable[[], int]) -> None:
-    # Ctrl-C is for the parent, which passes it on; and nobody works on when the parent was killed.
+    # Ctrl-C is for the parent, which passes it on. The child ends if the parent is killed.
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     status = work()

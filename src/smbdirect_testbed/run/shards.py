@@ -27,8 +27,8 @@ from smbdirect_testbed.results.record import recorded
 from smbdirect_testbed.results.results import RunResults
 
 _MOST = {CarrierKind.VM: 2, CarrierKind.UML: 3, CarrierKind.LOCAL: 1}
-"""Measured on two processors: one more is of no use to virtual machines, and two more to UML. A
-kernel has each module only once."""
+"""Measured on two processors: a third virtual machine and a fourth User Mode Linux bring nothing.
+The computer's own kernel has each module only once."""
 
 _MIB = 1 << 20
 _INTERRUPTED_SECONDS = 4.0
@@ -40,7 +40,7 @@ Part = Callable[[Share, Path], RunResults]
 
 
 def useful_jobs(spec: EnvironmentSpec) -> int:
-    """How many environments at once make a run shorter on this computer."""
+    """The number of parallel environments that makes a run shortest on this computer."""
     need = spec.machine.memory * len(spec.machines) * _MIB
     room = psutil.virtual_memory().available // (2 * need) if need else 0
     return max(1, min(_MOST[spec.carrier], 1 + (os.cpu_count() or 1), room))
@@ -49,7 +49,7 @@ def useful_jobs(spec: EnvironmentSpec) -> int:
 def run_in_parts(
     part: Part, jobs: int, directory: Path, progress: Progress, *, kind: str = ""
 ) -> RunResults:
-    """Run all shares at the same time, each in a process of its own; publish what came of it.
+    """Run all shares at the same time, each in a process of its own; publish the results.
 
     :param kind: what scenarios take alike in: see :class:`Share`
     :param directory: of the run's results
@@ -115,7 +115,7 @@ def _answers(
 
 
 def _work(part: Part, share: Share, directory: Path, sender: Connection) -> None:
-    # Ctrl-C is for the parent, which passes it on; and nobody works on when the parent was killed.
+    # Ctrl-C is for the parent, which passes it on. The child ends if the parent is killed.
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     answer: RunResults | BaseException

@@ -44,7 +44,7 @@ def smbd_config(
     share_directory: PurePosixPath,
     extra: Section | None = None,
 ) -> str:
-    """smb.conf of an smbd of its own, beside any other.
+    """smb.conf of a separate smbd, which may run together with others.
 
     :param name: its NetBIOS name
     :param interfaces: the only addresses it listens on

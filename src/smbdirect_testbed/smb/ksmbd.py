@@ -1,4 +1,4 @@
-"""ksmbd: the kernel's SMB server, beside any smbd."""
+"""ksmbd: the kernel's SMB server. It can run together with smbd."""
 
 from __future__ import annotations
 

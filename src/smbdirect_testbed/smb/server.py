@@ -76,7 +76,7 @@ class SmbServer(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start it and wait until it really listens on all of its transports.
+        """Start it and wait until it listens on all of its transports.
 
         :raises ProvisionError: it ended, or did not listen in time; with the end of its log
         """
@@ -110,7 +110,7 @@ class SmbServer(ABC):
         if not self.running():
             self.host.machine.raise_if_dead()
             raise ProvisionError(
-                f"{self.kind} on {self.host.name} does not run any more",
+                f"{self.kind} on {self.host.name} no longer runs",
                 hint=f"its logs are in {self.logs}",
                 detail=self.log_end(),
             )

@@ -1,4 +1,4 @@
-"""smbd: Samba's file server, started for one environment and stopped without a trace."""
+"""smbd: Samba's file server, started for one environment and stopped completely."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NATIVE = "native"
 #
 # Its output goes through a pipe, and from there to the shared directory: a template can hold smbd,
 # but not an open file of the shared directory. smbd holds the pipe for reading, too, so that it
-# does not wait for a reader, or die for want of one.
+# neither waits for a reader nor dies without one.
 #
 # smbd looks up its own host name for each connection. Without it in /etc/hosts that is a question
 # to a name server, and 5 s when there is none.
@@ -146,11 +146,11 @@ class Smbd(SmbServer):
         self._start(self._logs_there)
 
     def start_for_template(self) -> None:
-        """As :meth:`start`; what it logs waits in the pipe."""
+        """As :meth:`start`; its log waits in the pipe."""
         self._start("")
 
     def adopt(self) -> bool:
-        """Take over the one that came with the machine's template; false if it does not run."""
+        """Take over the smbd of the machine's template; false if it does not run."""
         script = _PUMP + _ADOPT
         arguments = [str(self._private), self._logs_there]
         return self.host.run(["sh", "-c", script, "adopt", *arguments], check=False).ok
@@ -196,10 +196,10 @@ class Smbd(SmbServer):
             ) from e
 
     def wait_until_idle(self, timeout: int = 30) -> None:
-        """Wait until it serves no client: so long it has the files open that clients left open.
+        """Wait until it serves no client; until then it holds files that clients left open.
 
         :param timeout: seconds
-        :raises ProvisionError: there is one still
+        :raises ProvisionError: it still serves one
         """
         arguments = [str(self._group), str(timeout)]
         script = ["sh", "-c", _WAIT_UNTIL_IDLE, "idle", *arguments]
@@ -251,7 +251,7 @@ def prepare_smbd(
 ) -> dict[str, str]:
     """Start smbd in a machine that becomes a template; :func:`running_smbd` finds it in clones.
 
-    :returns: what a clone's :attr:`Machine.prepared` has to say for that
+    :returns: the entries for a clone's :attr:`Machine.prepared`
     """
     smbd = Smbd(host, transports, samba_transports(host.machine, driver.launcher))
     smbd.start_for_template()

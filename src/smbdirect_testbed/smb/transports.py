@@ -17,9 +17,9 @@ from smbdirect_testbed.machine.machine import Machine
 
 @dataclass(frozen=True)
 class SambaTransports:
-    """What a machine's Samba understands.
+    """The transports that a machine's Samba understands.
 
-    :param launcher: ``smbdirect-run`` in the machine; None when Samba itself knows ``smbdirect``
+    :param launcher: ``smbdirect-run`` in the machine; None if Samba itself knows ``smbdirect``
     """
 
     launcher: PurePosixPath | None
@@ -34,7 +34,7 @@ class SambaTransports:
         return ", ".join(self._one(t) for t in transports)
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """The command that runs a program of Samba's so that it can use SMB-Direct."""
+        """The command that runs a program of Samba with SMB-Direct."""
         return [*([str(self.launcher)] if self.launcher else []), *command]
 
     def _one(self, transport: Transport) -> str:
@@ -44,7 +44,7 @@ class SambaTransports:
 
 
 def samba_transports(machine: Machine, launcher: PurePosixPath) -> SambaTransports:
-    """Find out what Samba in a machine understands: it refuses the name of an unknown transport."""
+    """Find out what Samba in a machine understands; it refuses unknown transports."""
     asked = machine.run(
         ["testparm", "--suppress-prompt", "--option=client smb transports=smbdirect", "/dev/null"],
         check=False,

@@ -223,7 +223,7 @@ def test_what_cannot_be_cloned_is_booted_and_says_why(
         assert machine.provenance["failed_clone"].startswith(reason)
         assert machine.provenance["start"] == "cold"
     assert len(booted) == 1
-    assert f"the machine cannot be a clone: {reason}" in capfd.readouterr().err
+    assert f"the machine cannot be cloned: {reason}" in capfd.readouterr().err
 
 
 def _key(image: Image, spec: MachineSpec, *parts: str, accelerator: str = "qemu") -> str:

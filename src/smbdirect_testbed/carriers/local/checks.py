@@ -1,4 +1,4 @@
-"""What the carrier ``local`` asks of this computer; without it, one clear line and nothing done."""
+"""The requirements of the carrier ``local``; if one is missing, one line says so."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _LOCKED_DOWN = ("integrity", "confidentiality")
 
 @dataclass(frozen=True)
 class ThisComputer:
-    """What was found here.
+    """The findings on this computer.
 
     :param capabilities: the effective ones, as bits
-    :param first_user_namespace: root is the computer's root, not a container's alone
-    :param signed_only: the kernel takes no modules but those signed by whom it knows
+    :param first_user_namespace: root is the computer's root, not only a container's
+    :param signed_only: the kernel loads only modules with a signature that it knows
     :param loaded: modules by name
     :param rdma_shared: RDMA links are seen from all network namespaces
-    :param rdma_links: names of those there are
+    :param rdma_links: names of the existing ones
     :param networks: those of its addresses, by interface
     :param listening: TCP ports that something listens on
     """
@@ -94,14 +94,14 @@ class ThisComputer:
 
 @dataclass(frozen=True)
 class Objection:
-    """Why it cannot be done here, and what to do about it: a line each."""
+    """A reason against it, and the remedy: a line each."""
 
     problem: str
     hint: str
 
 
 def require_computer(spec: EnvironmentSpec, kernel: RunningKernel) -> None:
-    """Raise ProvisionError unless an environment can be had on this computer's kernel."""
+    """Raise ProvisionError unless an environment is possible on this computer's kernel."""
     for objection in objections(spec, kernel, ThisComputer.look()):
         raise ProvisionError(f"carrier local: {objection.problem}", hint=objection.hint)
     raise_if_up()
@@ -110,7 +110,7 @@ def require_computer(spec: EnvironmentSpec, kernel: RunningKernel) -> None:
 def objections(
     spec: EnvironmentSpec, kernel: RunningKernel, here: ThisComputer
 ) -> Iterator[Objection]:
-    """Everything that is in the way, the gravest first."""
+    """All obstacles, the gravest first."""
     yield from _privileges(here)
     yield from _modules(spec, kernel)
     installed = spec.driver.origin is DriverOrigin.INSTALLED
@@ -123,7 +123,7 @@ def objections(
     if spec.shares_network:
         yield from _network(spec, here)
     if any(server.kind is ServerKind.KSMBD for server in spec.servers):
-        # It looks up a share's path in the root of the computer's first process.
+        # ksmbd looks up a share's path in the root of the computer's first process.
         yield Objection(
             "ksmbd serves files of the computer's own root file system, which is not the machine's",
             "leave ksmbd out of the environment, or use another carrier for it",
@@ -228,7 +228,7 @@ def _others(spec: EnvironmentSpec, here: ThisComputer) -> Iterator[Objection]:
 
 
 def _network(spec: EnvironmentSpec, here: ThisComputer) -> Iterator[Objection]:
-    """What a host that is this computer's own network stack would collide with."""
+    """Conflicts of a host that is this computer's own network stack."""
     own = next(h.name for h in spec.hosts if h.stack is Stack.MACHINE)
     for host, end in _ends(spec):
         if host != own:

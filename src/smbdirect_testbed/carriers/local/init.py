@@ -1,11 +1,11 @@
 """The first process of a machine of the carrier ``local``; run as a program of its own, by root.
 
-It makes namespaces and, in them, a root file system of an image; becomes process 1 there; reaps
-orphans; and copies the kernel log from ``/dev/kmsg`` to the console file. All that runs in the
-machine ends with it, and what was mounted is gone. The process that was started ends once the
-machine is ready; its standard output says why not. It imports nothing of this package.
+It makes namespaces with an image's root file system, becomes process 1 there, reaps orphans, and
+copies the kernel log from ``/dev/kmsg`` to the console file. Its end also ends all processes and
+mounts of the machine. The process that was started ends when the machine is ready; on failure its
+standard output has the reason. It imports nothing of this package.
 
-Usage: local_init.py testbed.uuid=UUID SETTINGS, a JSON object: image, scratch, shared, console,
+Usage: init.py testbed.uuid=UUID SETTINGS, a JSON object: image, scratch, shared, console,
 modules, root (an empty directory), group (of the control group), network (own one: true).
 """
 
@@ -55,7 +55,7 @@ def _bind(source: str | Path, target: Path) -> None:
 
 
 def _mount_file(kind: str, options: str, file: str, target: Path) -> None:
-    """Mount a file by a loop device, which goes when the mount does."""
+    """Mount a file by a loop device, which goes with the mount."""
     target.mkdir(parents=True, exist_ok=True)
     argv = ["mount", "-n", "-t", kind, "-o", f"loop,{options}", file, str(target)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def _mount_file(kind: str, options: str, file: str, target: Path) -> None:
 
 
 def _make_private() -> None:
-    """Keep what is mounted from now on from the computer, even if this process is in a chroot."""
+    """Hide later mounts from the computer, even if this process is in a chroot."""
     here = os.open("/", os.O_PATH | os.O_DIRECTORY)
     _leave_chroot()
     _check(_libc.mount(b"none", b"/", b"none", _MS_REC | _MS_PRIVATE, None), "privacy of mounts")
@@ -113,7 +113,7 @@ def _make_root(settings: dict[str, Any]) -> Path:
 
 
 def _enter(root: Path) -> None:
-    """Make it the root of the mount namespace."""
+    """Make a directory the root of the mount namespace."""
     new = os.open(root, os.O_PATH | os.O_DIRECTORY)
     _leave_chroot()
     os.fchdir(new)
@@ -146,7 +146,7 @@ def record_lines(record: str) -> str:
 
 
 def _copy_log(kmsg: int, console: int) -> None:
-    """Copy what the kernel says from now on, for ever."""
+    """Copy new messages of the kernel until this process ends."""
     poll = select.poll()
     poll.register(kmsg, select.POLLIN)
     while True:
@@ -180,7 +180,7 @@ def _first_process(settings: dict[str, Any], tell: int) -> None:
 
 
 def main(settings: dict[str, Any]) -> str:
-    """Start the machine; return what is wrong, or nothing."""
+    """Start the machine; return the error, or an empty text."""
     flags = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | (_NEWNET if settings["network"] else 0)
     _check(_libc.unshare(flags), "making namespaces")
     _make_private()

@@ -14,10 +14,10 @@ from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 
 DRIVER = tuple(MODULES)
-"""What is under test: nobody else may use these."""
+"""The modules under test, which no other program may use."""
 
 NEEDED = ("loop", "erofs", "overlay", "ext4", "veth", "rdma_ucm", "ib_uverbs", "ib_umad")
-"""What a machine is made with, besides its RDMA links."""
+"""The modules for a machine itself, without those for its RDMA links."""
 
 _REQUESTED_BELOW = (
     "arch/x86/crypto",
@@ -30,16 +30,16 @@ _REQUESTED_BELOW = (
     "net/dns_resolver",
     "net/sched",
 )
-"""Where modules lie that the kernel loads by itself when ours ask for something."""
+"""Directories of modules that the kernel loads by itself on requests of ours."""
 
 _SYS_DELETE_MODULE = 176
 """The number of the system call on x86_64."""
 _TIMEOUT = 20.0
-"""Seconds for connections that end to let go of a module."""
+"""Seconds until ending connections no longer use a module."""
 
 
 def ours(kernel: RunningKernel, driver: Iterable[str]) -> tuple[str, ...]:
-    """Modules that may come by our doing: those we load, what they need, what they ask for.
+    """Modules that we may cause to load: ours, their dependencies, and those they request.
 
     :param driver: the names of the modules that are loaded from a build
     """
@@ -48,9 +48,9 @@ def ours(kernel: RunningKernel, driver: Iterable[str]) -> tuple[str, ...]:
 
 
 def unload(record: LocalRecord) -> list[str]:
-    """Unload what came with a machine; return what is still in use, and stays.
+    """Unload the modules that came with a machine; return those that are in use and stay.
 
-    Never a module that was loaded before, and none that others could have loaded.
+    Modules that were loaded before, or that other programs could have loaded, always stay.
     """
     try:
         wait_until(lambda: not _unload_idle(record), "modules to be idle", timeout=_TIMEOUT)
@@ -60,7 +60,7 @@ def unload(record: LocalRecord) -> list[str]:
 
 
 def _unload_idle(record: LocalRecord) -> set[str]:
-    """Unload until nothing more can be; return what is left."""
+    """Unload modules as long as one can be unloaded; return the rest."""
     while True:
         left = _left(record)
         loaded = loaded_modules()

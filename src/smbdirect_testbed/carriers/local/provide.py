@@ -1,8 +1,8 @@
-"""The carrier ``local``: this very computer's kernel, for those who name it.
+"""The carrier ``local``: the kernel of this computer, only when it is named.
 
-A machine is a process tree in namespaces of its own, with the image's root file system: no package
-of the computer's is needed, none of its files is written to, and when the tree's first process
-ends, so does all that it made, but for the modules it loaded.
+A machine is a process tree in namespaces of its own, with the image's root file system. It needs no
+package of the computer and writes to none of its files. When the tree's first process ends,
+everything that it made ends too, except the modules that it loaded.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def local_machine(
         modules_ours=ours(kernel, [m.name for m in driver.modules]),
     )
     raise_if_up()
-    # First, so that whoever looks for what a killed run left finds the record by it.
+    # First: a later run finds the record by it if this one is killed.
     record.directory.mkdir(parents=True, exist_ok=True)
     write_record(record)
     kept = False
@@ -167,18 +167,18 @@ def raise_if_up() -> None:
     if other := read_record():
         raise ProvisionError(
             f"another environment is up on this computer's kernel: {other.directory}",
-            hint="end it: smbdirect-testbed down (or clean, if it was killed), as who started it",
+            hint="end it: smbdirect-testbed down (or clean, if it was killed), as the same user",
         )
 
 
 def attach_local(directory: Path) -> LocalMachine | None:
-    """The machine that another process left running here, or that has died since."""
+    """The machine that another process left running here; it may have died."""
     record = _record_of(directory)
     return LocalMachine(record, first_process(record)) if record else None
 
 
 def destroy_local(directory: Path) -> bool:
-    """End the machine that runs in ``directory``, or what a killed one left of it.
+    """End the machine in ``directory``, or remove what a killed run left of it.
 
     :returns: whether there was one
     :raises ProvisionError: a process of it does not end

@@ -1,4 +1,4 @@
-"""What the carrier ``local`` keeps on this computer, so that it can all be undone by anybody."""
+"""The record of the carrier ``local`` on this computer, by which all can be undone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from uuid import UUID
 from smbdirect_testbed.carriers.machine_process import Identity
 
 RECORD = Path("/run/smbdirect-testbed-local.json")
-"""There is one for all users: the kernel has one set of modules."""
+"""One for all users, because the kernel has one set of modules."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class LocalRecord:
-    """Of the machine that is up, written before anything of it is made.
+    """The record of the machine that is up. It is written before anything is made.
 
     :param directory: of this machine alone
-    :param boot: tells whether the computer was started anew since
+    :param boot: differs if the computer was restarted since
     :param modules_before: the modules that were loaded; these are never unloaded
-    :param modules_ours: those that may come by our doing, directly or not
+    :param modules_ours: those that we may cause to load, directly or not
     """
 
     name: str
@@ -35,12 +35,12 @@ class LocalRecord:
 
     @property
     def identity(self) -> LocalIdentity:
-        """What its processes are known by."""
+        """The identity of its processes."""
         return LocalIdentity(self.uuid, self.directory)
 
     @property
     def console(self) -> Path:
-        """Grows with the kernel log."""
+        """The file that gets the kernel log."""
         return self.directory / "console.log"
 
     @property
@@ -66,7 +66,7 @@ class LocalRecord:
 
 @dataclass(frozen=True)
 class LocalIdentity(Identity):
-    """What tells the first process of one machine from all others."""
+    """The identity of one machine's first process."""
 
     def matches(self, arguments: list[bytes]) -> bool:
         return uuid_argument(self.uuid).encode() in arguments
@@ -78,19 +78,19 @@ def uuid_argument(uuid: UUID) -> str:
 
 
 def boot() -> str:
-    """The same for as long as the computer is not started anew."""
+    """The same until the computer is restarted."""
     return _BOOT.read_text().strip()
 
 
 def write_record(record: LocalRecord) -> None:
-    """Keep the record, in place of any earlier one."""
+    """Write the record, in place of an earlier one."""
     new = RECORD.with_suffix(".new")
     new.write_text(json.dumps(asdict(record), default=str, indent=1))
     new.replace(RECORD)
 
 
 def read_record() -> LocalRecord | None:
-    """The record of the machine that is up, or that was not taken down."""
+    """The record of the machine that is up or was not taken down."""
     try:
         data: dict[str, Any] = json.loads(RECORD.read_text())
     except FileNotFoundError:
@@ -106,5 +106,5 @@ def read_record() -> LocalRecord | None:
 
 
 def remove_record() -> None:
-    """Forget the machine."""
+    """Remove the record."""
     RECORD.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Taking down a machine of the carrier ``local``, from whatever state it was left in."""
+"""Taking down a machine of the carrier ``local``, from any state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ cd "$0"
 def take_down(record: LocalRecord) -> None:
     """End the machine's processes, and remove its links, mounts and modules.
 
-    The console and the shared directory stay. What cannot be removed is said, and left.
+    The console and the shared directory stay. What cannot be removed stays, and is reported.
 
     :raises ProvisionError: a process does not end, so that nothing else can
     """
@@ -64,7 +64,7 @@ def take_down(record: LocalRecord) -> None:
 
 
 def _end_users(init: int) -> None:
-    """End all processes that use RDMA links, so that these can be removed; hosts stay."""
+    """End all processes that use RDMA links, so the links can be removed; hosts stay."""
 
     def users() -> list[int]:
         return [pid for pid in _inside(init) if pid != init and not _is_holder(pid)]
@@ -94,7 +94,7 @@ def _macs(listed: str) -> dict[str, str]:
 
 
 def _enter(init: int, options: list[str], *command: str) -> str:
-    """Run a command of the image; what fails here is left to the end of the namespace."""
+    """Run a command of the image; after a failure the end of the namespace does the work."""
     enter = ["nsenter", f"--target={init}", "--mount", "--root", "--wd", *options, "--"]
     try:
         return process.run([*enter, *command], check=False, timeout=_TIMEOUT).stdout
@@ -137,7 +137,7 @@ def _is_holder(pid: int) -> bool:
 
 
 def _remove_group(record: LocalRecord) -> None:
-    """Remove the control group, once all in it have ended: a killed process takes its time."""
+    """Remove the control group after its processes have ended; killed ones take a moment."""
     record.mount_point.mkdir(parents=True, exist_ok=True)
     remove = ["unshare", "--mount", "sh", "-ec", _REMOVE_GROUP]
 
@@ -152,10 +152,9 @@ def _remove_group(record: LocalRecord) -> None:
 
 
 def first_process(record: LocalRecord) -> QemuProcess | None:
-    """The machine's first process, if it runs; closing it is up to the caller.
+    """The machine's first process, if it runs; the caller closes it.
 
-    Not the one that starts it, which is known by the same argument: that is in the process
-    namespace of all others on this computer.
+    The process that starts it has the same argument, but is in this computer's process namespace.
     """
     found = open_process(record.identity)
     if found and _namespace(found.pid) in ("", _namespace(os.getpid())):

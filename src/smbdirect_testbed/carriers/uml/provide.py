@@ -1,4 +1,4 @@
-"""The carrier ``uml``: User Mode Linux, a kernel that is a program of the user who runs it.
+"""The carrier ``uml``: User Mode Linux, a kernel that runs as a program of this user.
 
 It needs no KVM and no privilege, and runs programs at nearly this computer's speed. Its options
 are described in the kernel's ``Documentation/virt/uml/user_mode_linux_howto_v2.rst``.
@@ -59,7 +59,7 @@ _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 
 @dataclass(frozen=True)
 class UmlRecord:
-    """What another process must know to use or to end a machine.
+    """The data that another process needs to use or to end a machine.
 
     :param boot_failures: why earlier attempts to boot it failed
     """
@@ -71,7 +71,7 @@ class UmlRecord:
 
 @dataclass(frozen=True)
 class UmlIdentity(Identity):
-    """What tells the processes of one machine from all others; its root has their sockets."""
+    """The identity of one machine's processes; its root has their sockets."""
 
     def matches(self, arguments: list[bytes]) -> bool:
         if _uuid_option(self.uuid).encode() in arguments:
@@ -88,13 +88,13 @@ class UmlState(VmState):
         return self.runtime / "uml"
 
     def write_uml_record(self, record: UmlRecord) -> None:
-        """Keep the record, in place of any earlier one."""
+        """Write the record, in place of an earlier one."""
         new = self._uml_record.with_suffix(".new")
         new.write_text(json.dumps(asdict(record), default=str, indent=1))
         new.replace(self._uml_record)
 
     def read_uml_record(self) -> UmlRecord | None:
-        """The record of the machine that runs here or was left here."""
+        """The record of the machine that runs here or left its files here."""
         try:
             data: dict[str, Any] = json.loads(self._uml_record.read_text())
         except FileNotFoundError:
@@ -148,14 +148,14 @@ def uml_machine(
 ) -> Iterator[UmlMachine]:
     """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
 
-    The console and the shared directory stay in ``directory`` when it has ended.
+    The console and the shared directory stay in ``directory`` after its end.
 
-    :param directory: of this machine alone; what an earlier machine left there is removed
+    :param directory: of this machine alone; files of an earlier machine are removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_uml` and :func:`destroy_uml`
     :param links: to other machines
     :raises BootFailed: it did not come up, twice
-    :raises ProvisionError: the port asked for is in use, or something on this computer is missing
+    :raises ProvisionError: the requested port is in use, or something on this computer is missing
     """
     state = UmlState(directory.absolute())
     destroy_uml(state.directory)
@@ -173,7 +173,7 @@ def uml_machine(
 
 
 def attach_uml(directory: Path) -> UmlMachine | None:
-    """The machine that another process left running here, or that has died since."""
+    """The machine that another process left running here; it may have died."""
     state = UmlState(directory.absolute())
     record = state.read_uml_record()
     if record is None:
@@ -184,7 +184,7 @@ def attach_uml(directory: Path) -> UmlMachine | None:
 
 
 def destroy_uml(directory: Path) -> bool:
-    """End the machine that runs in ``directory``, whoever started it, and remove what is its own.
+    """End the machine in ``directory``, even if another process started it; remove its files.
 
     The console and the shared directory stay.
 
@@ -203,7 +203,7 @@ def destroy_uml(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class _MachineParts:
-    """What a machine is made of."""
+    """The parts that a machine is started from."""
 
     image: Image
     kernel: UmlProgram
@@ -253,7 +253,7 @@ def _boot(record: UmlRecord, parts: _MachineParts, state: UmlState) -> UmlMachin
 
 
 def _argv(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int) -> list[str]:
-    """The command that is the machine.
+    """The command line of the machine.
 
     :param agent: the descriptor that is its serial port for the agent
     """
@@ -272,9 +272,9 @@ def _argv(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int) 
         str(links["linux"]),
         f"mem={spec.memory}M",
         f"ncpus={spec.cpus}",
-        # The faster way to run programs, and the one that more than one processor needs.
+        # The faster way to run programs; several processors need it.
         "seccomp=on",
-        # c: shared, that is, without a lock, which would keep QEMU from the same image.
+        # c: shared, that is, without a lock. A lock would exclude QEMU from the same image.
         f"ubd0rc={links['root']}",
         f"ubd1={links['scratch']}",
         "root=/dev/ubda",
@@ -305,9 +305,9 @@ def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int,
     """Start the machine.
 
     :param agent: its descriptor for the agent
-    :param ours: the other end of that. The machine has it, too, so that its own end lasts as long
-        as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
-        interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
+    :param ours: the other end. The machine also holds it, so the connection lasts as long as the
+        machine. At an end of file on its serial port, the kernel would free an interrupt in an
+        interrupt, and warn (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
     """
     place = require_place(parts.spec.memory, state)
     with state.console.open("ab") as console, _refusal_named(parts.kernel.binary):
@@ -318,7 +318,7 @@ def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int,
             stderr=console,
             env={**os.environ, "TMPDIR": str(place)},
             start_new_session=True,
-            # The far ends, too: what another machine's end refuses would make this one stand still.
+            # Also the far ends: a refused frame would make this machine stand still.
             pass_fds=[
                 agent,
                 ours,

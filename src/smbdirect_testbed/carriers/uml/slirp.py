@@ -1,4 +1,4 @@
-"""A way to a machine's ssh without a privilege: slirp4netns, which is TCP/IP in a process.
+"""An unprivileged way to a machine's ssh: slirp4netns, which is TCP/IP in a process.
 
 User Mode Linux speaks to it over a Unix socket of whole Ethernet frames (its transport ``bess``).
 """
@@ -34,7 +34,7 @@ class Slirp:
 
     @property
     def log(self) -> Path:
-        """What slirp4netns says."""
+        """The output of slirp4netns."""
         return self.directory / "slirp.log"
 
     @property
@@ -42,7 +42,7 @@ class Slirp:
         return self.directory / "api.sock"
 
     def start(self) -> None:
-        """Start the process. It ends with the machine's own end, or by being killed.
+        """Start the process. It ends with the machine, or when it is killed.
 
         :raises ProvisionError: it does not start
         """
@@ -59,7 +59,7 @@ class Slirp:
                 )
             except FileNotFoundError as e:
                 raise ProvisionError(
-                    "slirp4netns is not there, which the carrier uml needs",
+                    "slirp4netns is missing, and the carrier uml needs it",
                     hint="install the package slirp4netns",
                 ) from e
 
@@ -73,9 +73,9 @@ class Slirp:
         wait_until(listening, "slirp4netns to listen", timeout=_TIMEOUT, interval=0.005)
 
     def forward(self, port: int) -> bool:
-        """Lead a loopback port of this computer to the machine's port 22.
+        """Forward a loopback port of this computer to the machine's port 22.
 
-        :returns: False when someone else has taken the port
+        :returns: False if the port is in use
         :raises ProvisionError: slirp4netns does not answer
         """
         arguments = {
@@ -104,7 +104,7 @@ class Slirp:
             api.settimeout(_TIMEOUT)
             api.connect(str(self._api))
         except (FileNotFoundError, ConnectionRefusedError):
-            # It makes the socket a moment before it listens.
+            # It makes the socket shortly before it listens.
             api.close()
             return None
         except BaseException:

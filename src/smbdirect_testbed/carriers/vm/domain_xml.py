@@ -1,4 +1,4 @@
-"""The libvirt domain that a virtual machine is, as XML.
+"""The libvirt domain of a virtual machine, as XML.
 
 Format: https://libvirt.org/formatdomain.html
 """
@@ -27,12 +27,12 @@ SHARE_TAG = "testbed"
 """The name under which the guest mounts the shared directory by 9p."""
 
 _TRANSLATED = "48"
-"""MiB of translated code that an emulator keeps. It would keep more than all the rest of a clone
-takes; see docs/performance.md."""
+"""MiB of translated code that QEMU keeps. Without a limit this is more than the rest of a clone;
+see docs/performance.md."""
 
 
 class Accelerator(StrEnum):
-    """What executes the guest's instructions; the values are libvirt's domain types."""
+    """The executor of the guest's instructions; the values are libvirt's domain types."""
 
     KVM = "kvm"
     TCG = "qemu"
@@ -53,8 +53,8 @@ class ShareMode(StrEnum):
 class RamFile:
     """A machine's memory as a file.
 
-    :param shared: what the machine writes goes into the file; otherwise it is the machine's own,
-        page by page, and the file stays as it is
+    :param shared: the machine's writes go into the file; otherwise written pages are copied, and
+        the file stays as it is
     """
 
     path: Path
@@ -73,8 +73,8 @@ class Domain:
     :param ssh_port: the loopback port that leads to the guest's port 22
     :param mac: of the interface that ssh comes by
     :param agent: the Unix socket that leads to the second serial port
-    :param links: each is an interface on a hub, which is plugged together with the socket later
-    :param ram: None for memory that is no file
+    :param links: each is an interface on a hub; the hub is connected to the socket later
+    :param ram: None for memory without a file
     :param incoming: do not boot, but wait for the state of another machine
     """
 
@@ -115,7 +115,7 @@ class Domain:
         if self.accelerator is Accelerator.TCG:
             _add(_add(features, "tcg"), "tb-cache", text=_TRANSLATED, unit="MiB")
         self._add_cpu(domain)
-        # A panic reboots the guest: that is its end, not a second boot.
+        # A panic reboots the guest, and a reboot ends it: there is no second boot.
         for event in ("on_poweroff", "on_reboot", "on_crash"):
             _add(domain, event, text="destroy")
         self._add_devices(_add(domain, "devices"))
@@ -126,12 +126,12 @@ class Domain:
     def _add_cpu(self, domain: ET.Element) -> None:
         kvm = self.accelerator is Accelerator.KVM
         cpu = _add(domain, "cpu", mode="host-passthrough" if kvm else "maximum")
-        # On more than one socket Linux trusts no time stamp counter, and asks a timer device that
-        # takes an emulator's global lock for every look at the clock.
+        # On several sockets Linux distrusts the time stamp counter, and reads a timer device
+        # through the emulator's global lock whenever it looks at the clock.
         _add(cpu, "topology", sockets="1", cores=str(self.cpus), threads="1")
         if kvm:
             return
-        # Five levels of page tables make every emulated TLB miss dearer.
+        # Five levels of page tables make every emulated TLB miss slower.
         _add(cpu, "feature", policy="disable", name="la57")
 
     def _add_devices(self, devices: ET.Element) -> None:
@@ -153,7 +153,7 @@ class Domain:
         _add(random, "backend", model="random", text="/dev/urandom")
 
     def _qemu_arguments(self) -> tuple[str, ...]:
-        """What libvirt has no words for."""
+        """Options of QEMU that libvirt's XML cannot express."""
         return (
             # Forwarding a port into a user-mode network. The guest gets no other way out.
             "-netdev",
@@ -173,7 +173,7 @@ class Domain:
         if len(self.links) > _MOST_LINKS:
             raise UsageError(
                 f"machine {self.name} has {len(self.links)} links to other machines: a virtual"
-                f" machine has place for {_MOST_LINKS}"
+                f" machine can have {_MOST_LINKS}"
             )
         for number, link in enumerate(self.links, 1):
             yield "-netdev"
@@ -207,7 +207,7 @@ def _add(parent: ET.Element, tag: str, *, text: str | None = None, **attributes:
 
 def _add_disk(devices: ET.Element, target: str, image: Path, *, read_only: bool) -> None:
     disk = _add(devices, "disk", type="file", device="disk")
-    # By default a full disk of this computer would stop the guest in mid-write, without a word.
+    # By default a full disk of this computer would stop the guest in mid-write, silently.
     _add(
         disk,
         "driver",

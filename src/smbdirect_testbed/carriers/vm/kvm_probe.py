@@ -48,7 +48,7 @@ _DATA = 0x9000
 
 @dataclass(frozen=True)
 class KvmVerdict:
-    """Whether KVM works here, and why (not), in words for people."""
+    """Whether KVM works here, and the reason in words."""
 
     works: bool
     reason: str
@@ -93,10 +93,10 @@ class _Sregs(ctypes.Structure):
 
 
 def probe(device: Path = DEVICE, *, deadline: float = _DEADLINE) -> KvmVerdict:
-    """Run a guest of a few instructions and judge by what came of it.
+    """Run a guest of a few instructions and judge KVM by the result.
 
-    It runs in a forked child, since a KVM that does not work may never come back from it. Where
-    KVM works this takes a few milliseconds.
+    It runs in a forked child, because a broken KVM may never return. Where KVM works this takes a
+    few milliseconds.
 
     :param deadline: seconds until the guest is given up
     """
@@ -125,7 +125,7 @@ def probe(device: Path = DEVICE, *, deadline: float = _DEADLINE) -> KvmVerdict:
 
 
 def _child(device: Path, writer: int) -> None:
-    """Write ``yes`` or ``no`` and the reason to the pipe, and end without any of Python's exit."""
+    """Write ``yes`` or ``no`` and the reason to the pipe, and end without Python's clean-up."""
     try:
         begun = time.monotonic()
         failure = _run_guest(device)
@@ -136,7 +136,7 @@ def _child(device: Path, writer: int) -> None:
     except OSError as e:
         answer = f"no {device}: {e.strerror}"
     finally:
-        # Also on what nobody foresaw: a second copy of the caller must not live on.
+        # Also on an unexpected exception: a second copy of the caller must not live on.
         try:
             os.write(writer, answer.encode())
         finally:
@@ -144,7 +144,7 @@ def _child(device: Path, writer: int) -> None:
 
 
 def _run_guest(device: Path) -> str | None:
-    """Run the guest; None if it did what it should, else what went wrong."""
+    """Run the guest; None if it did what it should, otherwise the error."""
     kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     if (version := fcntl.ioctl(kvm, _GET_API_VERSION, 0)) != 12:
         return f"KVM has interface version {version}, not 12"

@@ -1,4 +1,4 @@
-"""The process that :mod:`.libvirt_embed` runs: opens libvirt, does one thing to a domain, leaves.
+"""The process that :mod:`.libvirt_embed` runs: opens libvirt, does one thing, and ends.
 
 Usage: ROOT UUID start STATE [LINK...] (the domain's XML on standard input; an empty STATE boots it;
 links are inherited sockets), or ROOT UUID save STATE.
@@ -29,10 +29,10 @@ class _Failed(Exception):
 
 
 def _main() -> int:
-    """Do what the arguments say.
+    """Do the work that the arguments name.
 
-    libvirt waits for processes of QEMU's that it ended to be gone, for seconds if nobody reaps
-    them; in a container often nobody does. So this process does, while a child works.
+    libvirt waits until the QEMU processes that it ended are gone. Without a reaper that takes
+    seconds, and a container often has none. So this process reaps them while a child works.
     """
     _become_reaper()
     worker = os.fork()
@@ -76,9 +76,9 @@ def _work(root: str, uuid: str, do: str, state: str, *links: str) -> int:
 
 
 def _plug(domain: Any, number: int, link: int) -> None:
-    """Connect the hub of that number, on which a network interface is, with a socket.
+    """Connect a network interface's hub, by its number, with a socket.
 
-    QEMU's command line could name the socket only if QEMU inherited it, which libvirt prevents.
+    QEMU's command line cannot name the socket, because libvirt lets QEMU inherit nothing.
     """
     name = f"link{number}"
     _ask(domain, "getfd", [link], fdname=name)

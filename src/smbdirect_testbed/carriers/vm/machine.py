@@ -1,4 +1,4 @@
-"""A virtual machine that runs: commands in it, and how it dies."""
+"""A running virtual machine: its commands and its death."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class VmMachine(SshMachine):
 
 
 def _complaint(logs: Path) -> str | None:
-    """What QEMU itself complained about last."""
+    """The last complaint of QEMU itself."""
     text = "".join(log.read_text(errors="replace") for log in logs.glob("*.log"))
     complaints = _COMPLAINT.findall(text)
     return f"QEMU has ended: {complaints[-1]}" if complaints else None

@@ -1,4 +1,4 @@
-"""The carrier ``vm``: QEMU through libvirt, with KVM where that works, else emulated."""
+"""The carrier ``vm``: QEMU through libvirt, with KVM if it works, otherwise emulated."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def vm_machine(
 ) -> Iterator[VmMachine]:
     """A virtual machine that has booted ``image`` and takes commands.
 
-    With a plan it is a clone of a template, which is made first if there is none; when that does
-    not work it boots, unprepared, and says why.
+    With a plan it is a clone of a template, which is made first if it is missing. If cloning fails,
+    the machine boots unprepared, and the reason is shown.
 
-    The console and the shared directory stay in ``directory`` when it has ended.
+    The console and the shared directory stay in ``directory`` after its end.
 
-    :param directory: of this machine alone; what an earlier machine left there is removed
+    :param directory: of this machine alone; files of an earlier machine are removed
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_vm` and :func:`destroy_vm`
     :param links: to other machines
     :raises BootFailed: it did not come up, twice
-    :raises ProvisionError: the port asked for is in use, or something on this computer is missing
+    :raises ProvisionError: the requested port is in use, or something on this computer is missing
     """
     directory = directory.absolute()
     destroy_vm(name, directory)
@@ -96,7 +96,7 @@ def vm_machine(
 
 
 def attach_vm(name: str, directory: Path) -> VmMachine:
-    """The machine that another process left running, or that has died since.
+    """The machine that another process left running; it may have died.
 
     :raises ProvisionError: there is none
     """
@@ -111,7 +111,7 @@ def attach_vm(name: str, directory: Path) -> VmMachine:
 
 
 def destroy_vm(name: str, directory: Path) -> None:
-    """End the machine that runs in ``directory``, whoever started it, and remove what is its own.
+    """End the machine in ``directory``, even if another process started it; remove its files.
 
     Nothing happens when there is none. The console and the shared directory stay.
 
@@ -155,7 +155,7 @@ def _provide(
             return _provide_clone(record, parts, state, progress, plan, how)
         except (ProvisionError, OSError) as e:
             why = e.message if isinstance(e, ProvisionError) else str(e)
-            progress.say(f"the machine cannot be a clone: {why}; booting it instead")
+            progress.say(f"the machine cannot be cloned: {why}; booting it instead")
             destroy_vm(name, state.directory)
             record = replace(record, clone_failure=why, uuid=uuid4())
     with progress.phase("machine", f"starting machine {name} ({how})"):
@@ -199,7 +199,7 @@ def _make_template(
     """Boot a machine, prepare it, and save it in a directory."""
     spec = replace(parts.spec, ssh_port=0)
     cache.require_space(directory, _GIB + spec.memory / 1024, "a template")
-    # All of it is reserved: a machine that finds no space for its memory dies without a word.
+    # All of it is reserved: a machine without space for its memory dies silently.
     ram = directory / "ram.new"
     with ram.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, spec.memory << 20)

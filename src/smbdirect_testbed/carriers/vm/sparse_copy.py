@@ -1,4 +1,4 @@
-"""Copies and checksums of files that are mostly holes, such as a machine's memory."""
+"""Copies and checksums of sparse files, such as a machine's memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ZEROS = bytes(_BLOCK)
 
 
 def copy_sparse(source: Path, target: Path) -> int:
-    """Copy a file without its blocks of zeros, which become holes; returns :func:`checksum`.
+    """Copy a file; blocks of zeros become holes. Returns :func:`checksum`.
 
-    :raises OSError: a file cannot be read or written; what was written stays
+    :raises OSError: a file cannot be read or written; the written part stays
     """
     crc = 0
     with source.open("rb", buffering=0) as original, target.open("wb", buffering=0) as copy:
@@ -28,9 +28,9 @@ def copy_sparse(source: Path, target: Path) -> int:
 
 
 def checksum(file: Path) -> int:
-    """A checksum of a file's content: the same whether zeros in it are holes or not.
+    """A checksum of a file's content, independent of its holes.
 
-    It tells accidents, and not attacks.
+    It detects accidents, not attacks.
     """
     crc = 0
     with file.open("rb", buffering=0) as f:

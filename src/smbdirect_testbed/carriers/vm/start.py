@@ -37,7 +37,7 @@ from smbdirect_testbed.machine.agent_program import offer_agent
 from smbdirect_testbed.machine.ssh import SHARED_FILES, make_keys
 
 KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
-"""Of every machine, before those of its spec."""
+"""Options of every machine, before those of its spec."""
 BOOT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
 """Seconds from the start of QEMU to the first command."""
 _PORT_TAKEN = "Could not set up host forwarding rule"
@@ -48,7 +48,7 @@ _AGENT_PORT = "/dev/ttyS1"
 
 @dataclass(frozen=True)
 class MachineParts:
-    """What a machine is to be started from."""
+    """The parts that a machine is started from."""
 
     image: Image
     spec: MachineSpec
@@ -56,7 +56,7 @@ class MachineParts:
 
 
 class CloneFailed(ProvisionError):
-    """A machine did not start from a template, and it may be the template's fault."""
+    """A machine did not start from a template; the template may be the cause."""
 
 
 def boot(
@@ -64,7 +64,7 @@ def boot(
 ) -> VmMachine:
     """Boot a machine.
 
-    :param ram: the file that is to be its memory; None for memory that is no file
+    :param ram: the file for its memory; None for memory without a file
     :raises BootFailed: it did not come up
     """
     state.make()
@@ -76,11 +76,11 @@ def boot(
     )
     record = _start(record, parts, state, ram, None)
     with _watched(record, state) as machine:
-        # From the start: what the agent says with nobody there to read it is lost.
+        # Before the start: words of the agent without a reader are lost.
         try:
             machine.hold_agent(AgentSocket.to(state.agent), started=False)
         except ProvisionError:
-            # If it has died already, this says of what.
+            # If it has died already, this says why.
             wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
             raise
         wait_until_ready(machine, timeout=BOOT_TIMEOUT[record.accelerator])
@@ -91,7 +91,7 @@ def boot(
 def clone(record: VmRecord, parts: MachineParts, template: Template, state: VmState) -> VmMachine:
     """Start a machine as a copy of a template.
 
-    Its clock, random numbers, host key and MAC become its own before anyone else can reach it.
+    It gets its own clock, random numbers, host key and MAC before it can be reached.
 
     :raises CloneFailed: it did not start, or does not answer
     """
@@ -120,7 +120,7 @@ def clone(record: VmRecord, parts: MachineParts, template: Template, state: VmSt
 
 
 def _thaw(machine: VmMachine, state: VmState) -> None:
-    """Make a copy of a template a machine of its own."""
+    """Turn a copy of a template into a machine of its own."""
     offered = state.shared / SHARED_FILES
     machine.hold_agent(AgentSocket.to(state.agent), started=True).thaw(
         time_now=time.time(),
@@ -149,9 +149,9 @@ def _start(
     ram: RamFile | None,
     incoming: Path | None,
 ) -> VmRecord:
-    """Start QEMU; returns the record with what is known from then on.
+    """Start QEMU; returns the completed record.
 
-    :param incoming: the saved state that it goes on from
+    :param incoming: the saved state to continue from
     """
     record = replace(record, mac=_mac(record.uuid))
     for _ in range(_PORT_ATTEMPTS):
@@ -188,7 +188,7 @@ def _start(
                 wires=[link.descriptor for link in parts.links],
             )
         except StartFailed as e:
-            # Someone took the port between our look at it and QEMU's.
+            # Another process took the port between our check and QEMU's.
             if _PORT_TAKEN in e.message:
                 continue
             raise
@@ -204,7 +204,7 @@ def _mac(uuid: UUID) -> str:
 
 
 def _share_mode(directory: Path) -> ShareMode:
-    """How the machine's root can be root in a directory."""
+    """The share mode in which the machine's root is root in a directory."""
     if os.geteuid() == 0:
         return ShareMode.SQUASH
     try:

@@ -50,10 +50,10 @@ _FILES = ("ram", "state", "scratch.img", "console.log")
 
 @dataclass(frozen=True)
 class TemplatePlan:
-    """How a machine is made a template, once it has booted.
+    """How a booted machine is turned into a template.
 
-    :param parts: all that goes into it besides the image and the machine's own description
-    :param prepare: does the work in the booted machine; what it returns is known of each clone
+    :param parts: everything that goes into it except the image and the machine's description
+    :param prepare: does the work in the booted machine; its result is kept for each clone
     """
 
     parts: tuple[str, ...]
@@ -61,14 +61,14 @@ class TemplatePlan:
 
 
 class TemplateBroken(Exception):
-    """A template's files are not what they were when it was made, in one line."""
+    """A template's files have changed since it was made; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Template:
     """A template in the cache.
 
-    :param prepared: what its preparation returned
+    :param prepared: the result of its preparation
     :param boot_failures: attempts to boot it that failed before
     """
 
@@ -95,11 +95,11 @@ class Template:
 
     @property
     def console(self) -> Path:
-        """What the console said until it was saved."""
+        """The output of the console until it was saved."""
         return self.directory / "console.log"
 
     def is_in_place(self) -> bool:
-        """Whether the files are still those that were there when this was read."""
+        """Whether the files are still those of the moment when this was read."""
         try:
             return self.ram.stat().st_ino == self.inode
         except FileNotFoundError:
@@ -119,9 +119,9 @@ def key(
     accelerator: Accelerator,
     options: Sequence[str],
 ) -> str:
-    """A digest of all that a template is made of.
+    """A digest of everything that a template is made of.
 
-    Of files that cannot be read in no time it holds size and time: it is asked for at every start.
+    It is computed at every start, so of large files it has only size and time.
     """
     files = [image.root, image.kernel, image.initramfs, *_hypervisor()]
     parts = [
@@ -131,15 +131,15 @@ def key(
         *plan.parts,
     ]
     if accelerator is Accelerator.KVM:
-        # The guest has seen this processor, through this kernel.
+        # The guest has seen this processor through this kernel.
         parts += [os.uname().release, *_processor()]
     return cache.digest(parts)
 
 
 def provide(digest: str, make: Callable[[Path], None], progress: Progress) -> Template:
-    """The template of a key, made first if it is not in the cache, or broken.
+    """The template of a key, which is made first if it is missing or broken.
 
-    :param make: fills a directory; to end with :func:`write_manifest`
+    :param make: fills a directory and calls :func:`write_manifest` last
     """
     name = digest[:16]
     entry = paths.cache() / _KIND / name
@@ -167,7 +167,7 @@ def provide(digest: str, make: Callable[[Path], None], progress: Progress) -> Te
 def write_manifest(
     directory: Path, digest: str, prepared: Mapping[str, str], boot_failures: Sequence[str]
 ) -> None:
-    """Write down what a template's directory holds, as the last of its files."""
+    """Write the manifest of a template's directory, as its last file."""
     files = {
         name: {"size": (directory / name).stat().st_size, "checksum": checksum(directory / name)}
         for name in _FILES
@@ -184,11 +184,10 @@ def write_manifest(
 def read(directory: Path) -> Template:
     """The template in a directory.
 
-    The content of its files is compared with their checksums when anything touched them since the
-    last time, and once after each start of this computer: a crash may have taken what was not on
-    the disk yet.
+    Its files are compared with their checksums if they were touched since the last time, and once
+    after each start of this computer: a crash may have lost data that was not on the disk yet.
 
-    :raises TemplateBroken: a file is missing or another than it was
+    :raises TemplateBroken: a file is missing or changed
     """
     try:
         manifest: dict[str, Any] = json.loads((directory / _MANIFEST).read_text())
@@ -218,7 +217,7 @@ def read(directory: Path) -> Template:
 
 
 def _stamp(directory: Path) -> dict[str, list[int | str]]:
-    """What changes when a file is touched, or this computer starts."""
+    """Data that change if a file is touched or this computer is restarted."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     stamp: dict[str, list[int | str]] = {"boot": [boot]}
     for name in _FILES:
@@ -236,11 +235,11 @@ def _read_stamp(directory: Path) -> object:
 
 def _remove_if_broken(entry: Path, progress: Progress) -> None:
     try:
-        # Another run may have mended it while we waited for the lock.
+        # Another run may have repaired it while we waited for the lock.
         read(entry)
     except TemplateBroken as e:
         if entry.exists():
-            progress.say(f"template {entry.name} is broken ({e}); making it anew")
+            progress.say(f"template {entry.name} is broken ({e}); making it again")
             cache.remove(entry)
 
 
@@ -250,7 +249,7 @@ def _used(template: Template) -> Template:
 
 
 def _prune(new: Path) -> None:
-    """Remove the templates that were not used for longest."""
+    """Remove the least recently used templates."""
     others = [p for p in new.parent.glob("[!.]*") if p != new]
     for old in sorted(others, key=_last_used, reverse=True)[_KEPT - 1 :]:
         cache.remove(old)
@@ -268,7 +267,7 @@ def _lock(entry: Path, progress: Progress) -> Any:
 
 
 def _program() -> list[Path]:
-    """Those files of this package that decide what is in a template.
+    """The files of this package that decide about a template's contents.
 
     :raises FileNotFoundError: a pattern finds nothing, so that templates could be out of date
     """
