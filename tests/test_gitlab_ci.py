@@ -57,3 +57,13 @@ def test_script_sets_up_and_runs(
     option = f"[--driver][{driver}]" if driver else ""
     run = "[.venv/bin/smbdirect-testbed][run][--then-prepare]"
     assert done.stdout == f"[.ci/setup]{run}{what}{option}[-k][nbt]"
+
+
+def test_the_projects_own_pipeline() -> None:
+    jobs = yaml.safe_load((paths.PROJECT / ".gitlab-ci.yml").read_text())
+    assert jobs.pop("include") == [{"local": "gitlab-ci.yml"}]
+    assert {name: job["script"] for name, job in jobs.items()} == {
+        "own-tests": [".ci/test"],
+        "fresh-containers": [".ci/test container"],
+    }
+    assert jobs["fresh-containers"]["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]

@@ -105,6 +105,15 @@ def test_memory(gib: float, status: Status) -> None:
     assert doctor.check_memory(gib).status is status
 
 
+def test_a_map_of_ids_that_is_refused() -> None:
+    refusal = "echo 'newuidmap: write to uid_map failed: Operation not permitted' >&2; exit 25"
+    check = doctor.check_id_map(["sh", "-c", refusal])
+    assert check.status is Status.FAIL
+    assert check.detail.endswith("newuidmap: write to uid_map failed: Operation not permitted")
+    assert "setcap cap_setuid=ep" in check.fix
+    assert doctor.check_id_map(["true"]).status is Status.OK
+
+
 WORKS, REFUSED, NOT_BUILT = (
     Trial(True, "it ran"),
     Trial(False, "libvirt refused", "look"),

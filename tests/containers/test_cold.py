@@ -81,8 +81,8 @@ def test_the_readmes_lines_end_with_a_verdict(
         pytest.skip("this computer has no /dev/kvm to give to a container")
     image = provide_base(engine, case.suite)
     with container(engine, image, tmp_path / "log", **case.options) as box:
-        assert box.run(case.before).status == 0
         box.put_checkout(owner=_UID if case.user != "root" else 0)
+        assert box.run(case.before).status == 0
         install, make_run = readme_lines()
         installed = box.run(install)
         assert installed.status == 0, installed.output[-2000:]

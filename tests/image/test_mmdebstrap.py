@@ -69,6 +69,10 @@ def test_what_it_is_told(fake: Fake) -> None:
             f"cannot get packages from the Debian mirror that {mirror.VARIABLE} names",
         ),
         ("dpkg: error: cannot write: No space left on device", "no space left on the disk"),
+        (
+            "E: failed to unshare the user namespace",
+            "this user cannot build an image: no user namespace with a map of ids can be made",
+        ),
         ("E: something else", "mmdebstrap could not install the packages"),
     ],
 )

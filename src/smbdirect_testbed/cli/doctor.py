@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -105,6 +105,7 @@ def _checks() -> Iterator[Check]:
         user = pwd.getpwuid(os.geteuid())
         for file in (Path("/etc/subuid"), Path("/etc/subgid")):
             yield check_subordinate_ids(file, user.pw_name, user.pw_uid)
+        yield check_id_map()
     yield _from_errors("Debian's keys", lambda: str(mirror.keyring()))
     yield _from_errors("Debian mirror", mirror.debian_mirror)
     yield check_disk(paths.cache())
@@ -223,6 +224,26 @@ def check_subordinate_ids(file: Path, user: str, uid: int) -> Check:
         f"{have} ids for {user}, building images needs {_SUBORDINATE_IDS}",
         f"sudo usermod {option} {first}-{first + _SUBORDINATE_IDS - 1} {user}",
     )
+
+
+def check_id_map(trial: Sequence[str] = ("mmdebstrap", "--unshare-helper", "true")) -> Check:
+    """Whether this ordinary user can have those ids, tried with mmdebstrap.
+
+    In a container, set-user-id programs may not write the map of ids of a new user namespace.
+    """
+    name = "map of user ids"
+    try:
+        result = process.run(trial, timeout=30, check=False)
+    except ProvisionError:
+        return Check(name, Status.FAIL, "not tried: there is no mmdebstrap", _install("mmdebstrap"))
+    if result.ok:
+        return Check(name, Status.OK, "allowed")
+    found = next(iter(result.output.strip().splitlines()), f"status {result.status}")
+    fix = (
+        "run as root; or, as root: chmod u-s /usr/bin/new?idmap;"
+        " setcap cap_setuid=ep /usr/bin/newuidmap; setcap cap_setgid=ep /usr/bin/newgidmap"
+    )
+    return Check(name, Status.FAIL, f"images cannot be built: {found}", fix)
 
 
 def check_disk(cache: Path) -> Check:

@@ -239,6 +239,12 @@ def _failure(lines: Sequence[str], temporary: Path, log: Path) -> ProvisionError
             f"cannot get packages from the Debian mirror that {mirror.origin()}",
             hint=f"check the network, or set {mirror.VARIABLE}; the full log is {log}",
         )
+    if "failed to unshare the user namespace" in text:
+        return ProvisionError(
+            "this user cannot build an image: no user namespace with a map of ids can be made",
+            hint="run as root, or see smbdirect-testbed doctor",
+            detail="\n".join(line for line in lines if "idmap" in line),
+        )
     errors = [line for line in lines if line.startswith(("E: ", "W: ", "dpkg: error"))]
     return ProvisionError(
         "mmdebstrap could not install the packages",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from smbdirect_testbed.lib.errors import ProvisionError
+
 _APP = "smbdirect-testbed"
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,6 +40,20 @@ def scenarios() -> Path:
 def driver() -> Path:
     """The directory of our C code."""
     return PROJECT / "driver"
+
+
+def require_writable() -> None:
+    """Look whether state and results can be kept where they belong, before anything is made.
+
+    :raises ProvisionError: one of the directories cannot be written to
+    """
+    for directory, what in ((state(), "STATE"), (results(), "RESULTS")):
+        place = next(p for p in (directory, *directory.parents) if p.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise ProvisionError(
+                f"{directory} cannot be written to",
+                hint=f"set SMBDIRECT_TESTBED_{what} to a directory that can",
+            )
 
 
 def cache() -> Path:

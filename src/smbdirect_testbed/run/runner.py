@@ -159,6 +159,7 @@ def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:
     :raises UsageError: it is up already
     :raises ProvisionError: a step failed
     """
+    paths.require_writable()
     with _provided(spec.name, spec, progress, keep=True) as environment:
         return list(environment.hosts)
 
@@ -194,6 +195,7 @@ def run_scenarios(
     if jobs > 1 and spec.carrier is CarrierKind.LOCAL:
         raise UsageError("carrier local has one environment at a time", hint="leave out --jobs")
     require_possible(spec)
+    paths.require_writable()
     run_id = new_run_id(spec.name)
     directory = paths.results() / run_id
     chosen = bool(scenarios) or bool(expression)
