@@ -28,7 +28,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "smbdirect.h"
+#include "smbdirect_socket.h"
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
@@ -174,7 +174,7 @@ static int exchange(int fd, const struct sockaddr *addr, socklen_t length)
 		return 0;
 	family = number(fd, SO_DOMAIN);
 	flags = fcntl(fd, F_GETFD);
-	made = smbdirect_socket(family, SOCK_CLOEXEC, NULL);
+	made = socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_SMBDIRECT);
 	if (made < 0) {
 		debug("port %u: no SMB-Direct socket: %s", port, strerror(errno));
 		return -1;

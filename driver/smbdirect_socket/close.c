@@ -78,12 +78,12 @@ int sdsock_shutdown(struct socket *sock, int how)
 	case TCP_LISTEN:
 		if (how & RCV_SHUTDOWN) {
 			sdsock_set_state(sk, TCP_CLOSE);
-			sdsock_detach(ss);
+			sdsock_drop_transport(ss);
 		}
 		break;
 	case TCP_SYN_SENT:
 		sdsock_set_state(sk, TCP_CLOSE);
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		break;
 	default:
 		ret = -ENOTCONN;
@@ -101,7 +101,7 @@ static void sdsock_finish(struct sdsock *ss)
 	struct sdsock_chunk *chunk, *next_chunk;
 
 	lock_sock(sk);
-	sdsock_detach(ss);
+	sdsock_drop_transport(ss);
 	release_sock(sk);
 	cancel_work_sync(&ss->event_work);
 	cancel_work_sync(&ss->shutdown_work);

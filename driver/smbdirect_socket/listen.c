@@ -50,14 +50,14 @@ int sdsock_listen(struct socket *sock, int backlog)
 		goto out;
 	ret = sdsock_autobind(ss);
 	if (!ret)
-		ret = sdsock_open(ss);
+		ret = sdsock_open_transport(ss);
 	if (!ret)
 		ret = sdsock_apply_parameters(ss);
 	if (ret)
 		goto out;
 	ret = smbdirect_socket_listen(ss->sc, max(backlog, 1));
 	if (ret) {
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		goto out;
 	}
 	sdsock_watch_requests(ss->sc->rdma.cm_id);
@@ -117,19 +117,20 @@ static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bo
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
 	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
-	sdsock_init(nsk);
+	nsk->sk_prot->init(nsk);
 	sdsock_uncharge_child(to_sdsock(sk));
 	if (!sdsock_charge_buffers(to_sdsock(nsk)))
 		return ERR_PTR(-ENOBUFS);	/* released with newsock */
 	return nsk;
 }
 
-/* Returns 0, or -EAGAIN; lock_sock() is held. */
+/* Returns 0, -EAGAIN, or another error. */
 static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_accept_arg *arg)
 {
 	struct sdsock *child = to_sdsock(nsk);
 	struct smbdirect_socket *sc;
 
+	sock_owned_by_me(sk);
 	if (sk->sk_state != TCP_LISTEN)
 		return sock_error(sk) ?: -EINVAL;
 	sdsock_size_children(to_sdsock(sk));
@@ -141,7 +142,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
-	sdsock_attach(child, sc);
+	sdsock_attach_transport(child, sc);
 	/*
 	 * smbdirect's timer began with the peer's request. Who accepts later than it
 	 * runs would never notice that the peer is silent: so it begins again.
@@ -149,9 +150,9 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
 			 msecs_to_jiffies(sc->parameters.keepalive_interval_msec));
 	sdsock_drop_reserve(child);
-	sdsock_note_parameters(child);
+	sdsock_set_agreed(child);
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
-	sdsock_note_addresses(child);
+	sdsock_set_addrs(child);
 	trace_smbdirect_socket_accept(nsk, &child->agreed);
 	release_sock(nsk);
 	return 0;

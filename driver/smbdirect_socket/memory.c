@@ -124,7 +124,7 @@ void sdsock_drop_reserve(struct sdsock *ss)
 
 /*
  * A transport at its end, which the device is done with, needs no buffers while
- * it waits for its turn in sdsock_give_back().
+ * it waits for its turn in sdsock_release_transport().
  */
 void sdsock_drop_buffers(struct sdsock *ss, struct smbdirect_socket *sc)
 {

@@ -39,42 +39,7 @@ int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
 	return 0;
 }
 
-/* smbdirect expects no event on a transport that is only bound, and warns */
-static int sdsock_bound_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
-{
-	smbdirect_socket_shutdown(id->context);
-	return 0;
-}
-
-/* What smbdirect will ask of it, known here before there is anything to lose */
-static bool sdsock_device_usable(const struct ib_device *dev)
-{
-	return smbdirect_frwr_is_supported(&dev->attrs) &&
-	       dev->attrs.max_send_sge >= SMBDIRECT_SEND_IO_MAX_SGE &&
-	       dev->attrs.max_recv_sge >= SMBDIRECT_RECV_IO_MAX_SGE;
-}
-
-int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
-{
-	struct rdma_cm_id *id = ss->sc->rdma.cm_id;
-	struct sock *sk = sdsock_sk(ss);
-	int ret;
-
-	rdma_lock_handler(id);
-	id->event_handler = sdsock_bound_event;
-	rdma_unlock_handler(id);
-	id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
-	if (sk->sk_reuse)
-		rdma_set_reuseaddr(id, 1);
-	ret = smbdirect_socket_bind(ss->sc, (struct sockaddr *)addr);
-	if (ret == -ENODEV)	/* an address of ours, but of no RDMA device, or not ours */
-		ret = -EADDRNOTAVAIL;
-	if (!ret && id->device && !sdsock_device_usable(id->device))
-		ret = -EPROTONOSUPPORT;
-	return ret;
-}
-
-static void sdsock_note_local(struct sock *sk, const struct sockaddr_storage *addr)
+static void sdsock_set_local_addr(struct sock *sk, const struct sockaddr_storage *addr)
 {
 	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
 	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
@@ -96,7 +61,7 @@ static void sdsock_note_local(struct sock *sk, const struct sockaddr_storage *ad
 		inet6_sk(sk)->saddr = sk->sk_v6_rcv_saddr;
 }
 
-void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr)
+void sdsock_set_peer_addr(struct sock *sk, const struct sockaddr_storage *addr)
 {
 	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
 	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
@@ -113,14 +78,14 @@ void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr)
 }
 
 /* Keep both names, for they outlive the transport. */
-void sdsock_note_addresses(struct sdsock *ss)
+void sdsock_set_addrs(struct sdsock *ss)
 {
 	const struct rdma_addr *addr = &ss->sc->rdma.cm_id->route.addr;
 	struct sock *sk = sdsock_sk(ss);
 
-	sdsock_note_local(sk, &addr->src_addr);
+	sdsock_set_local_addr(sk, &addr->src_addr);
 	if (sk->sk_state != TCP_CLOSE && sk->sk_state != TCP_LISTEN)
-		sdsock_note_peer(sk, &addr->dst_addr);
+		sdsock_set_peer_addr(sk, &addr->dst_addr);
 }
 
 static int sdsock_bind_locked(struct sdsock *ss, struct sockaddr_storage *addr)
@@ -128,17 +93,18 @@ static int sdsock_bind_locked(struct sdsock *ss, struct sockaddr_storage *addr)
 	struct sock *sk = sdsock_sk(ss);
 	int ret;
 
+	sock_owned_by_me(sk);
 	if (ss->bound || sk->sk_state != TCP_CLOSE)
 		return -EINVAL;
-	ret = sdsock_open(ss);
+	ret = sdsock_open_transport(ss);
 	if (ret)
 		return ret;
 	ret = sdsock_bind_transport(ss, addr);
 	if (ret) {
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		return ret;
 	}
-	sdsock_note_addresses(ss);
+	sdsock_set_addrs(ss);
 	/* with the port that rdma_cm chose, if it was left to it */
 	ss->bound_addr = ss->sc->rdma.cm_id->route.addr.src_addr;
 	ss->bound = true;

@@ -176,7 +176,7 @@ void sdsock_rdma_work(struct work_struct *work)
 		if (!op)
 			break;
 
-		/* sdsock_detach() sets closed and flushes us before sc goes away */
+		/* sdsock_drop_transport() sets closed and flushes us before sc goes away */
 		if (op->region) {
 			sdsock_free_region(ss, op->region);
 			op->region = NULL;

@@ -192,7 +192,7 @@ static void sdsock_invalidated(struct ib_cq *cq, struct ib_wc *wc)
  * has not yet seen for its own: the memory would be let go too early, and the
  * registration lost. Ours comes after that one.
  */
-static void sdsock_invalidate(struct smbdirect_socket *sc, struct sdsock_region *region)
+static void sdsock_invalidate(struct sdsock *ss, struct sdsock_region *region)
 {
 	struct ib_send_wr wr = {
 		.wr_cqe = &region->cqe,
@@ -203,19 +203,19 @@ static void sdsock_invalidate(struct smbdirect_socket *sc, struct sdsock_region 
 
 	region->cqe.done = sdsock_invalidated;
 	init_completion(&region->done);
-	if (!ib_post_send(sc->ib.qp, &wr, NULL))
+	if (!ib_post_send(ss->sc->ib.qp, &wr, NULL))
 		wait_for_completion(&region->done);
 	if (region->invalid)
 		region->mr->need_invalidate = false;
 	else
-		smbdirect_socket_shutdown(sc);	/* then the registration is destroyed */
+		sdsock_disconnect(ss, ss->sc);	/* then the registration is destroyed */
 }
 
 /* The device is done with the memory when this returns; waits for it if connected. */
 void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region)
 {
 	if (ss->sc && ss->sc->status == SMBDIRECT_SOCKET_CONNECTED)
-		sdsock_invalidate(ss->sc, region);
+		sdsock_invalidate(ss, region);
 	smbdirect_connection_deregister_mr_io(region->mr);
 	sdsock_unpin(region);
 }

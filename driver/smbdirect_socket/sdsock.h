@@ -191,18 +191,24 @@ static inline void sdsock_set_state(struct sock *sk, int state)
 	smp_store_release(&sk->sk_state, state);
 }
 
-/* main.c */
+/*
+ * A file calls functions of those that are named before it, and of no others;
+ * main.c calls all. Work and wake functions are called by the kernel.
+ */
+
+/* work.c */
 extern struct workqueue_struct *sdsock_event_wq;
 extern struct workqueue_struct *sdsock_tx_wq;
 extern struct workqueue_struct *sdsock_end_wq;
-int sdsock_init(struct sock *sk);
+int sdsock_alloc_queues(void);
+void sdsock_free_queues(void);
 
 /* options.c */
 extern unsigned int sdsock_linger_ms;
 void sdsock_fill_parameters(const struct sdsock *ss, struct smbdirect_socket_parameters *sp);
 int sdsock_apply_parameters(struct sdsock *ss);
 void sdsock_size_children(struct sdsock *ss);
-void sdsock_note_parameters(struct sdsock *ss);
+void sdsock_set_agreed(struct sdsock *ss);
 int sdsock_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
 		      unsigned int optlen);
 int sdsock_getsockopt(struct socket *sock, int level, int optname, char __user *optval,
@@ -231,33 +237,32 @@ void sdsock_unregister(struct sock *sk);
 int sdsock_registry_init(void);
 void sdsock_registry_exit(void);
 
-/* transport.c: life of ss->sc; callers hold lock_sock() or are the last user */
-struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
-int sdsock_open(struct sdsock *ss);
-void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
-void sdsock_detach(struct sdsock *ss);
+/* disconnect.c */
 void sdsock_disconnect(struct sdsock *ss, struct smbdirect_socket *sc);
-void sdsock_event_work(struct work_struct *work);
-int sdsock_errno(int error);
+void sdsock_drain(struct smbdirect_socket *sc);
 
-/* naming.c */
-int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
-		      struct sockaddr_storage *out);
-int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr);
-int sdsock_autobind(struct sdsock *ss);
-void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr);
-void sdsock_note_addresses(struct sdsock *ss);
-int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
+/* rx.c */
+int sdsock_pull(struct sdsock *ss);
+bool sdsock_readable(struct sdsock *ss, size_t offset);
+int sdsock_inq(struct sdsock *ss);
+void sdsock_salvage(struct sdsock *ss);
+void sdsock_discard(struct sdsock *ss);
+void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk);
 
-/* connect.c */
-int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
-void sdsock_connected(struct sdsock *ss);
-bool sdsock_negotiated(struct smbdirect_socket *sc);
+/* region.c */
+int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
+			   struct smbdirect_descriptor_v1 *descriptor);
+struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
+void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region);
+void sdsock_free_regions(struct sdsock *ss);
 
-/* listen.c */
-int sdsock_listen(struct socket *sock, int backlog);
-int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg);
-bool sdsock_acceptable(struct sdsock *ss);
+/* rdma.c */
+void sdsock_init_rdma(struct sdsock *ss);
+int sdsock_submit(struct sock *sk, struct msghdr *msg, size_t len);
+int sdsock_collect(struct sock *sk, struct msghdr *msg, int flags);
+bool sdsock_has_result(struct sdsock *ss);
+void sdsock_free_ops(struct sdsock *ss);
+void sdsock_rdma_work(struct work_struct *work);
 
 /* send.c */
 int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
@@ -268,24 +273,36 @@ void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);
 
 /* recv.c */
 int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
-bool sdsock_readable(struct sdsock *ss, size_t offset);
-int sdsock_inq(struct sdsock *ss);
-void sdsock_salvage(struct sdsock *ss);
-void sdsock_discard(struct sdsock *ss);
-void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk);
 
-/* rdma.c, region.c */
-void sdsock_init_rdma(struct sdsock *ss);
-int sdsock_submit(struct sock *sk, struct msghdr *msg, size_t len);
-int sdsock_collect(struct sock *sk, struct msghdr *msg, int flags);
-bool sdsock_has_result(struct sdsock *ss);
-void sdsock_free_ops(struct sdsock *ss);
-void sdsock_rdma_work(struct work_struct *work);
-int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
-			   struct smbdirect_descriptor_v1 *descriptor);
-struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
-void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region);
-void sdsock_free_regions(struct sdsock *ss);
+/* transport.c: life of ss->sc, under lock_sock() */
+struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
+int sdsock_open_transport(struct sdsock *ss);
+int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr);
+void sdsock_attach_transport(struct sdsock *ss, struct smbdirect_socket *sc);
+void sdsock_stop_io(struct sdsock *ss);
+struct smbdirect_socket *sdsock_detach_transport(struct sdsock *ss);
+void sdsock_release_transport(struct sdsock *ss, struct smbdirect_socket *sc);
+void sdsock_drop_transport(struct sdsock *ss);
+
+/* naming.c */
+int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
+		      struct sockaddr_storage *out);
+int sdsock_autobind(struct sdsock *ss);
+void sdsock_set_peer_addr(struct sock *sk, const struct sockaddr_storage *addr);
+void sdsock_set_addrs(struct sdsock *ss);
+int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
+
+/* events.c */
+int sdsock_errno(int error);
+void sdsock_event_work(struct work_struct *work);
+
+/* connect.c */
+int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
+
+/* listen.c */
+int sdsock_listen(struct socket *sock, int backlog);
+int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg);
+bool sdsock_acceptable(struct sdsock *ss);
 
 /* poll.c */
 __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);

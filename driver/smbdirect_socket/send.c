@@ -128,7 +128,7 @@ void sdsock_tx_work(struct work_struct *work)
 			break;
 
 		if (closed) {
-			/* sdsock_stop() has seen to it that the device is done */
+			/* sdsock_stop_io() has seen to it that the device is done */
 			if (!ss->tx.stopped)
 				break;
 			/*
@@ -147,7 +147,7 @@ void sdsock_tx_work(struct work_struct *work)
 				ss->tx.closed = true;
 				spin_unlock(&ss->lock);
 				/* part of a frame may be out: nothing can follow it */
-				smbdirect_socket_shutdown(ss->sc);
+				sdsock_disconnect(ss, ss->sc);
 				wake_up(&ss->tx.idle);
 			}
 			if (ret <= 0)
