@@ -104,6 +104,7 @@ static void sdsock_finish(struct sdsock *ss)
 	sdsock_drop_transport(ss);
 	release_sock(sk);
 	cancel_work_sync(&ss->event_work);
+	cancel_delayed_work_sync(&ss->rx.relief);
 	cancel_work_sync(&ss->shutdown_work);
 	cancel_work_sync(&ss->tx.work);
 	cancel_work_sync(&ss->rdma.work);

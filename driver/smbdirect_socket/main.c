@@ -15,6 +15,7 @@ static int sdsock_init(struct sock *sk)
 	mutex_init(&ss->rx.reader);
 	mutex_init(&ss->rx.lock);
 	INIT_LIST_HEAD(&ss->rx.chunks);
+	INIT_DELAYED_WORK(&ss->rx.relief, sdsock_relief_work);
 	mutex_init(&ss->tx.writer);
 	INIT_LIST_HEAD(&ss->tx.queue);
 	init_waitqueue_head(&ss->tx.idle);

@@ -21,6 +21,13 @@ static void sdsock_put_segment(struct smbdirect_recv_io *segment)
 	sc->statistics.put_receive_buffer++;
 	spin_unlock_irqrestore(&sc->recv_io.free.lock, flags);
 	queue_work(sc->workqueues.refill, &sc->recv_io.posted.refill_work);
+	/*
+	 * smbdirect tells the peer of new credits by itself unless they come one by
+	 * one. A peer that is down to its last would wait for the next keepalive.
+	 */
+	if (atomic_read(&sc->recv_io.credits.count) <= 1 &&
+	    atomic_read(&sc->recv_io.credits.available) > 0)
+		queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
 }
 
 static struct smbdirect_recv_io *sdsock_first_segment(struct smbdirect_socket *sc)
@@ -115,6 +122,39 @@ int sdsock_pull(struct sdsock *ss)
 	list_add_tail(&chunk->list, &ss->rx.chunks);
 	WRITE_ONCE(ss->rx.bytes, ss->rx.bytes + chunk->len);
 	return 1;
+}
+
+/* Has data taken all buffers? Then the peer cannot say anything until we read. */
+bool sdsock_peer_is_mute(const struct smbdirect_socket *sc)
+{
+	return !atomic_read(&sc->recv_io.posted.count);
+}
+
+/*
+ * A peer that spends its last credit on data cannot answer when it is asked for
+ * a sign of life. So that a reader may pause, make room for one message from
+ * time to time: after we have asked, and before we give up.
+ */
+unsigned long sdsock_relief_delay(const struct smbdirect_socket *sc)
+{
+	const struct smbdirect_socket_parameters *sp = &sc->parameters;
+
+	return msecs_to_jiffies(sp->keepalive_interval_msec + sp->keepalive_timeout_msec / 2);
+}
+
+void sdsock_relief_work(struct work_struct *work)
+{
+	struct sdsock *ss = container_of(to_delayed_work(work), struct sdsock, rx.relief);
+	int ret = 0;
+
+	mutex_lock(&ss->rx.lock);
+	if (ss->sc && sdsock_peer_is_mute(ss->sc))
+		ret = sdsock_pull(ss);
+	if (ret == -EPROTO)
+		sdsock_disconnect(ss, ss->sc);
+	else if (ret < 0)	/* no memory: again, as long as there is time */
+		queue_delayed_work(sdsock_event_wq, &ss->rx.relief, HZ / 10);
+	mutex_unlock(&ss->rx.lock);
 }
 
 /* Take over all that has arrived; the transport has been drained. */

@@ -95,6 +95,7 @@ struct sdsock_rx {
 	struct list_head chunks;
 	size_t bytes;		/* in chunks */
 	u32 frame_left;		/* bytes of the current frame still to arrive */
+	struct delayed_work relief;
 };
 
 struct sdsock_tx {
@@ -243,6 +244,9 @@ void sdsock_drain(struct smbdirect_socket *sc);
 
 /* rx.c */
 int sdsock_pull(struct sdsock *ss);
+bool sdsock_peer_is_mute(const struct smbdirect_socket *sc);
+unsigned long sdsock_relief_delay(const struct smbdirect_socket *sc);
+void sdsock_relief_work(struct work_struct *work);
 bool sdsock_readable(struct sdsock *ss, size_t offset);
 int sdsock_inq(struct sdsock *ss);
 void sdsock_salvage(struct sdsock *ss);

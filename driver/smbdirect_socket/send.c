@@ -28,23 +28,20 @@ static u32 sdsock_left(const struct sdsock_frame *frame)
 }
 
 /*
- * May a message go out without waiting? The last credit is kept for a message
- * that grants some: two peers that both spend it on data are stuck for ever,
- * and smbdirect spends it as long as it believes that the peer has one. A peer
- * that never grants more than a few is left to smbdirect's rule.
+ * May data go out without waiting? The last credit is kept for messages without
+ * data, which smbdirect sends by itself: they grant credits, and ask for or give
+ * a sign of life. Data would occupy the peer's last buffer until it reads, and
+ * neither side could say anything until then. A peer that never grants more than
+ * a few is left to smbdirect's rule.
  */
 #define SDSOCK_FEW_CREDITS 4
 
 static bool sdsock_has_credit(struct sdsock *ss)
 {
-	struct smbdirect_socket *sc = ss->sc;
-	int credits = atomic_read(&sc->send_io.credits.count);
+	int credits = atomic_read(&ss->sc->send_io.credits.count);
 
 	ss->tx.most_credits = max(ss->tx.most_credits, credits);
-	if (credits > 1 || ss->tx.most_credits < SDSOCK_FEW_CREDITS)
-		return credits > 0;
-	return credits == 1 && atomic_read(&sc->recv_io.credits.available) > 0 &&
-	       atomic_read(&sc->recv_io.credits.count) < READ_ONCE(sc->recv_io.credits.target);
+	return credits > (ss->tx.most_credits < SDSOCK_FEW_CREDITS ? 0 : 1);
 }
 
 /* Can the frame move on: has it credits, or, if all of it is out, has the peer got it? */

@@ -25,6 +25,8 @@ static int sdsock_data_arrived(wait_queue_entry_t *watch, unsigned int mode, int
 	struct sdsock *ss = container_of(watch, struct sdsock, data_watch);
 	struct sock *sk = sdsock_sk(ss);
 
+	if (sdsock_peer_is_mute(ss->sc))
+		queue_delayed_work(sdsock_event_wq, &ss->rx.relief, sdsock_relief_delay(ss->sc));
 	if (sock_flag(sk, SOCK_DEAD))
 		queue_work(sdsock_event_wq, &ss->event_work);
 	else
