@@ -67,15 +67,14 @@ struct sdsock_frame {
 struct sdsock_region {
 	struct list_head list;
 	struct smbdirect_mr_io *mr;
-	struct mm_struct *mm;	/* as whose locked memory it counts */
+	struct mmpin locked;	/* as whose memory it counts */
 	struct page **pages;
 	u32 num_pages;
 	u32 num_pinned;
 	u32 token;
 	bool writable;		/* by the peer */
-	bool invalid;		/* so the device has said */
 	struct ib_cqe cqe;
-	struct completion done;
+	struct completion registered;
 };
 
 /* An RDMA operation, from sendmsg() until its result is fetched */
@@ -256,8 +255,10 @@ void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk);
 /* region.c */
 int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
 			   struct smbdirect_descriptor_v1 *descriptor);
-struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
-void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region);
+struct sdsock_region *sdsock_find_region(struct sdsock *ss, u32 token);
+void sdsock_take_region(struct sdsock *ss, struct sdsock_region *region);
+void sdsock_put_region_back(struct sdsock *ss, struct sdsock_region *region);
+int sdsock_end_region(struct sdsock *ss, struct sdsock_region *region);
 void sdsock_free_regions(struct sdsock *ss);
 
 /* rdma.c */
