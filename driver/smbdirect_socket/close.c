@@ -118,6 +118,7 @@ static void sdsock_finish(struct sdsock *ss)
 	list_for_each_entry_safe(chunk, next_chunk, &ss->rx.chunks, list)
 		sdsock_free_chunk(ss, chunk);
 	sdsock_uncharge_buffers(ss);
+	sdsock_close_account(ss);
 	sdsock_set_state(sk, TCP_CLOSE);
 	sock_put(sk);
 }

@@ -17,13 +17,13 @@ static int sdsock_start_connect(struct sdsock *ss, struct sockaddr_storage *peer
 	ret = sdsock_open_transport(ss);
 	if (!ret)
 		ret = sdsock_apply_parameters(ss);
+	ss->active = true;
 	if (!ret && !sdsock_charge_buffers(ss))
 		ret = -ENOBUFS;
 	if (ret)
 		return ret;
 
 	WRITE_ONCE(sk->sk_shutdown, 0);
-	ss->active = true;
 	ss->connect_done = false;
 	ss->dead_listener = false;
 	ss->sc->rdma.cm_id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;

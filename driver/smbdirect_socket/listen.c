@@ -48,6 +48,7 @@ int sdsock_listen(struct socket *sock, int backlog)
 	ret = -EINVAL;
 	if (sk->sk_state != TCP_CLOSE)
 		goto out;
+	ss->active = false;
 	ret = sdsock_autobind(ss);
 	if (!ret)
 		ret = sdsock_open_transport(ss);
@@ -61,6 +62,8 @@ int sdsock_listen(struct socket *sock, int backlog)
 		goto out;
 	}
 	sdsock_watch_requests(ss->sc->rdma.cm_id);
+	/* those that came before; more are refused if there is no memory for these */
+	sdsock_charge_children(ss, ss->sc, 0);
 	ss->dead_listener = false;
 	WRITE_ONCE(sk->sk_shutdown, 0);
 	sdsock_set_state(sk, TCP_LISTEN);
@@ -110,17 +113,24 @@ static void sdsock_inherit(struct sock *nsk, struct sock *sk)
 /* Nothing may fail once the peer has been told that it was accepted. */
 static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bool kern)
 {
+	struct sdsock *ss = to_sdsock(sk);
 	struct sock *nsk = sk_alloc(sock_net(sk), sk->sk_family, GFP_KERNEL, sk->sk_prot, kern);
 
 	if (!nsk)
 		return ERR_PTR(-ENOMEM);
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
-	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
-	nsk->sk_prot->init(nsk);
-	sdsock_uncharge_child(to_sdsock(sk));
-	if (!sdsock_charge_buffers(to_sdsock(nsk)))
+	to_sdsock(nsk)->wanted = ss->wanted;
+	sdsock_share_account(to_sdsock(nsk), ss);
+	nsk->sk_prot->init(nsk);	/* which cannot fail, with an account */
+	sdsock_uncharge_child(ss);
+	if (!sdsock_charge_buffers(to_sdsock(nsk))) {
+		lock_sock(sk);
+		if (ss->sc)	/* it is the listener's again */
+			sdsock_charge_children(ss, ss->sc, 0);
+		release_sock(sk);
 		return ERR_PTR(-ENOBUFS);	/* released with newsock */
+	}
 	return nsk;
 }
 

@@ -27,6 +27,13 @@ static int sdsock_init(struct sock *sk)
 	INIT_WORK(&ss->event_work, sdsock_event_work);
 	INIT_WORK(&ss->shutdown_work, sdsock_shutdown_work);
 	INIT_WORK(&ss->close_work, sdsock_close_work);
+	INIT_LIST_HEAD(&ss->registry);
+	if (!ss->memory.account) {
+		int ret = sdsock_open_account(ss);
+
+		if (ret)
+			return ret;
+	}
 	sdsock_register(sk);
 	return 0;
 }
@@ -35,6 +42,7 @@ static int sdsock_init(struct sock *sk)
 static void sdsock_unhash(struct sock *sk)
 {
 	sdsock_unregister(sk);
+	sdsock_close_account(to_sdsock(sk));
 }
 
 #define SDSOCK_PROTO(_name) {						\
@@ -97,14 +105,19 @@ static int __init sdsock_module_init(void)
 	ret = sdsock_check_module_parameters();
 	if (ret)
 		return ret;
+	ret = sdsock_memory_init();
+	if (ret)
+		return ret;
 	ret = sdsock_alloc_queues();
 	if (ret)
 		return ret;
-	sdsock_memory_init();
+	ret = sdsock_netns_init();
+	if (ret)
+		goto err_wq;
 
 	ret = proto_register(&sdsock_prot, 1);
 	if (ret)
-		goto err_wq;
+		goto err_netns;
 	ret = proto_register(&sdsock6_prot, 1);
 	if (ret)
 		goto err_prot;
@@ -123,6 +136,8 @@ err_prot6:
 	proto_unregister(&sdsock6_prot);
 err_prot:
 	proto_unregister(&sdsock_prot);
+err_netns:
+	sdsock_netns_exit();
 err_wq:
 	sdsock_free_queues();
 	return ret;
@@ -140,6 +155,7 @@ static void __exit sdsock_module_exit(void)
 	sdsock_registry_exit();
 	proto_unregister(&sdsock6_prot);
 	proto_unregister(&sdsock_prot);
+	sdsock_netns_exit();
 }
 
 module_init(sdsock_module_init);

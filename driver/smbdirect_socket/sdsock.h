@@ -30,6 +30,7 @@
 
 #include <linux/module.h>
 #include <linux/net.h>
+#include <linux/semaphore.h>
 #include <net/inet_sock.h>
 #include <net/ipv6.h>
 #include <net/sock.h>
@@ -123,6 +124,8 @@ struct sdsock_tx {
  * held while waiting for anything but memory.
  */
 struct sdsock_memory {
+	struct sdsock_account *account;	/* of the user who pays */
+	bool unlimited;		/* but for the limit of all sockets */
 	struct mutex lock;
 	size_t buffers;		/* of the connection, as charged */
 	struct mutex children_lock;
@@ -139,6 +142,16 @@ struct sdsock_rdma {
 	size_t ops;		/* in both lists, and under way */
 	size_t bytes;		/* of their data */
 	struct work_struct work;
+};
+
+/* How many connections of a network namespace may let go of their memory at a time */
+#define SDSOCK_RELEASES 4
+
+struct sdsock_net {
+	struct mutex lock;	/* of the list */
+	struct list_head sockets;
+	atomic_long_t bytes;	/* of those that are not unlimited */
+	struct semaphore releases;
 };
 
 struct sdsock {
@@ -216,6 +229,19 @@ int sdsock_getsockopt(struct socket *sock, int level, int optname, char __user *
 void sdsock_set_logging(struct smbdirect_socket *sc);
 int sdsock_check_module_parameters(void);
 
+/* netns.c */
+struct sdsock_net *sdsock_net(const struct net *net);
+int sdsock_netns_init(void);
+void sdsock_netns_exit(void);
+
+/* account.c */
+int sdsock_open_account(struct sdsock *ss);
+void sdsock_share_account(struct sdsock *ss, const struct sdsock *listener);
+void sdsock_close_account(struct sdsock *ss);
+bool sdsock_charge_shares(struct sdsock *ss, size_t size);
+void sdsock_uncharge_shares(struct sdsock *ss, size_t size);
+int sdsock_account_init(long limit);
+
 /* memory.c */
 extern atomic_long_t sdsock_memory_allocated;
 DECLARE_PER_CPU(int, sdsock_memory_reserve);
@@ -229,7 +255,7 @@ void sdsock_drop_buffers(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_uncharge_buffers(struct sdsock *ss);
 bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size_t more);
 void sdsock_uncharge_child(struct sdsock *ss);
-void sdsock_memory_init(void);
+int sdsock_memory_init(void);
 
 /* registry.c */
 void sdsock_register(struct sock *sk);

@@ -4,8 +4,6 @@
  */
 #include "sdsock.h"
 
-#include <linux/semaphore.h>
-
 /*
  * Wake functions run under the wait queue's lock, often in interrupt context
  * and sometimes below smbdirect's locks: pass the news on, touch nothing.
@@ -228,19 +226,19 @@ struct smbdirect_socket *sdsock_detach_transport(struct sdsock *ss)
  * A connection of smbdirect's has slab caches of its own. Destroying one waits
  * for RCU under a lock that making one takes, too: so a new connection would wait
  * for all that end at the same time, longer than its peer has patience. Here the
- * others wait instead, but for a few: siw may take 10 s to let go of one.
+ * others of its network namespace wait instead, but for SDSOCK_RELEASES: siw may
+ * take 10 s to let go of one.
  */
-static DEFINE_SEMAPHORE(sdsock_releases, 4);
-
 void sdsock_release_transport(struct sdsock *ss, struct smbdirect_socket *sc)
 {
+	struct semaphore *releases = &sdsock_net(sock_net(sdsock_sk(ss)))->releases;
 	bool caches = sc->send_io.mem.cache;
 
 	if (caches)
-		down(&sdsock_releases);
+		down(releases);
 	smbdirect_socket_release(sc);
 	if (caches)
-		up(&sdsock_releases);
+		up(releases);
 	sdsock_uncharge_buffers(ss);
 }
 
