@@ -5,6 +5,8 @@
  */
 #include "sdsock.h"
 
+#include <linux/bpf-cgroup.h>
+
 /* smbdirect completes the answer to a negotiation without waking this queue */
 #define SDSOCK_PENDING_RECHECK msecs_to_jiffies(20)
 
@@ -147,6 +149,8 @@ int sdsock_release(struct socket *sock)
 		return 0;
 	ss = to_sdsock(sk);
 
+	if (!sk->sk_kern_sock)
+		BPF_CGROUP_RUN_PROG_INET_SOCK_RELEASE(sk);
 	lock_sock(sk);
 	sk->sk_shutdown = SHUTDOWN_MASK;
 	connected = sk->sk_state != TCP_LISTEN && sk->sk_state != TCP_CLOSE;

@@ -48,7 +48,10 @@ int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, 
 	long timeo;
 	int ret;
 
-	ret = sdsock_check_addr(sk, addr, len, &peer);
+	ret = sdsock_check_addr(sk, addr, len, &peer) ?:
+	      sdsock_connect_hook(sk, addr, &len) ?:
+	      sdsock_check_addr(sk, addr, len, &peer) ?:
+	      sdsock_check_destination(&peer);
 	if (ret)
 		return ret;
 

@@ -4,6 +4,10 @@
  */
 #include "sdsock.h"
 
+#include <linux/bpf-cgroup.h>
+#include <linux/inet.h>
+#include <net/addrconf.h>
+#include <net/inet_common.h>
 #include <net/ip.h>
 
 /*
@@ -36,6 +40,51 @@ int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
 	if (sk->sk_family == AF_INET6)
 		size = min_t(size_t, len, sizeof(struct sockaddr_in6));
 	memcpy(out, addr, size);
+	return 0;
+}
+
+static bool sdsock_is_loopback(const struct sockaddr_storage *addr)
+{
+	if (addr->ss_family == AF_INET)
+		return ipv4_is_loopback(((const struct sockaddr_in *)addr)->sin_addr.s_addr);
+	return ipv6_addr_loopback(&((const struct sockaddr_in6 *)addr)->sin6_addr);
+}
+
+static bool sdsock_is_multicast(const struct sockaddr_storage *addr)
+{
+	__be32 ipv4 = ((const struct sockaddr_in *)addr)->sin_addr.s_addr;
+
+	if (addr->ss_family == AF_INET)
+		return ipv4_is_multicast(ipv4) || ipv4_is_lbcast(ipv4);
+	return ipv6_addr_is_multicast(&((const struct sockaddr_in6 *)addr)->sin6_addr);
+}
+
+/*
+ * For an address that means "this computer" rdma_cm takes its first device, be it
+ * another network namespace's; and a listener there hears all addresses.
+ */
+static int sdsock_check_local(const struct sockaddr_storage *addr)
+{
+	return sdsock_is_loopback(addr) || sdsock_is_multicast(addr) ? -EADDRNOTAVAIL : 0;
+}
+
+int sdsock_check_destination(const struct sockaddr_storage *addr)
+{
+	return inet_addr_is_any((struct sockaddr_storage *)addr) || sdsock_is_loopback(addr) ||
+	       sdsock_is_multicast(addr) ? -ENETUNREACH : 0;
+}
+
+/* Who may serve SMB by TCP, on port 445, may by iWARP, on 5445, and nobody else. */
+static int sdsock_check_port(struct sock *sk, const struct sockaddr_storage *addr)
+{
+	unsigned short port = ntohs(((const struct sockaddr_in *)addr)->sin_port);
+	struct net *net = sock_net(sk);
+
+	if (port == SDSOCK_IWARP_PORT)
+		port = SDSOCK_SMB_PORT;
+	if (port && inet_port_requires_bind_service(net, port) &&
+	    !ns_capable(net->user_ns, CAP_NET_BIND_SERVICE))
+		return -EACCES;
 	return 0;
 }
 
@@ -118,24 +167,61 @@ int sdsock_autobind(struct sdsock *ss)
 	return ss->bound ? 0 : sdsock_bind_locked(ss, &any);
 }
 
+/* A control group's programs may refuse an address, or put another in its place. */
+static int sdsock_bind_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len, u32 *flags)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET_BIND_LOCK(sk, addr, len, CGROUP_INET4_BIND, flags);
+	return BPF_CGROUP_RUN_PROG_INET_BIND_LOCK(sk, addr, len, CGROUP_INET6_BIND, flags);
+}
+
+static int sdsock_post_bind_hook(struct sock *sk)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET4_POST_BIND(sk);
+	return BPF_CGROUP_RUN_PROG_INET6_POST_BIND(sk);
+}
+
+int sdsock_connect_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET4_CONNECT_LOCK(sk, addr, len);
+	return BPF_CGROUP_RUN_PROG_INET6_CONNECT_LOCK(sk, addr, len);
+}
+
+static void sdsock_unbind(struct sdsock *ss)
+{
+	struct sockaddr_storage none = { .ss_family = sdsock_sk(ss)->sk_family };
+
+	sdsock_drop_transport(ss);
+	sdsock_set_local_addr(sdsock_sk(ss), &none);
+	ss->bound = false;
+}
+
 int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len)
 {
 	struct sock *sk = sock->sk;
-	struct net *net = sock_net(sk);
 	struct sockaddr_storage wanted;
-	unsigned short port;
+	u32 flags = 0;
 	int ret;
 
-	ret = sdsock_check_addr(sk, addr, len, &wanted);
+	/* so that the programs see whole addresses only */
+	ret = sdsock_check_addr(sk, addr, len, &wanted) ?:
+	      sdsock_bind_hook(sk, addr, &len, &flags) ?:
+	      sdsock_check_addr(sk, addr, len, &wanted) ?:
+	      sdsock_check_local(&wanted);
+	if (!ret && !(flags & BIND_NO_CAP_NET_BIND_SERVICE))
+		ret = sdsock_check_port(sk, &wanted);
 	if (ret)
 		return ret;
-	port = ntohs(((struct sockaddr_in *)&wanted)->sin_port);
-	if (port && inet_port_requires_bind_service(net, port) &&
-	    !ns_capable(net->user_ns, CAP_NET_BIND_SERVICE))
-		return -EACCES;
 
 	lock_sock(sk);
 	ret = sdsock_bind_locked(to_sdsock(sk), &wanted);
+	if (!ret) {
+		ret = sdsock_post_bind_hook(sk);
+		if (ret)
+			sdsock_unbind(to_sdsock(sk));
+	}
 	release_sock(sk);
 	return ret;
 }

@@ -41,6 +41,9 @@
 #define SDSOCK_PREFIX_LEN sizeof(__be32)
 /* 24 bits of it are a length; a peer may claim to take more */
 #define SDSOCK_MAX_FRAME 0xffffffU
+/* [MS-SMBD] 1.9 */
+#define SDSOCK_SMB_PORT 445
+#define SDSOCK_IWARP_PORT 5445
 /* One RDMA read, write or registration */
 #define SDSOCK_MAX_READ_WRITE SZ_8M
 
@@ -318,6 +321,8 @@ void sdsock_drop_transport(struct sdsock *ss);
 /* naming.c */
 int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
 		      struct sockaddr_storage *out);
+int sdsock_check_destination(const struct sockaddr_storage *addr);
+int sdsock_connect_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len);
 int sdsock_autobind(struct sdsock *ss);
 void sdsock_set_peer_addr(struct sock *sk, const struct sockaddr_storage *addr);
 void sdsock_set_addrs(struct sdsock *ss);
