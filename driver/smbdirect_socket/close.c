@@ -46,6 +46,11 @@ static void sdsock_flush(struct sdsock *ss)
 	} while (!settled && time_before(jiffies, deadline));
 }
 
+static unsigned int max_closing = 4096;
+module_param(max_closing, uint, 0444);
+MODULE_PARM_DESC(max_closing,
+		 "closed sockets of a network namespace that may still send; more throw away what is left (0-, default 4096)");
+
 /* SMB-Direct has no half-close: only the end of both directions is sent. */
 void sdsock_shutdown_work(struct work_struct *work)
 {
@@ -129,13 +134,18 @@ void sdsock_close_work(struct work_struct *work)
 {
 	struct sdsock *ss = container_of(work, struct sdsock, close_work);
 	struct sock *sk = sdsock_sk(ss);
+	struct sdsock_net *sn = sdsock_net(sock_net(sk));
 	/* SO_LINGER with a time of 0 asks to throw away what is not yet sent */
 	bool discard = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
 
 	/* what the peer still does with them is for nobody */
 	sdsock_free_regions(ss);
+	/* peers can make them last, so that there may be as many as they like */
+	if (atomic_inc_return(&sn->closing) > max_closing)
+		discard = true;
 	if (!discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
 		sdsock_flush(ss);
+	atomic_dec(&sn->closing);
 	sdsock_finish(ss);
 }
 

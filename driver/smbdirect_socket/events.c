@@ -27,6 +27,10 @@ static void sdsock_connected(struct sdsock *ss)
 	struct smbdirect_socket *sc = ss->sc;
 
 	sock_owned_by_me(sdsock_sk(ss));
+	if (!sdsock_connection_fits(ss)) {
+		sdsock_disconnect(ss, sc);
+		return;
+	}
 	sdsock_drop_reserve(ss);
 	sdsock_set_agreed(ss);
 	sdsock_set_addrs(ss);

@@ -164,6 +164,8 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
 	sdsock_set_addrs(child);
 	trace_smbdirect_socket_accept(nsk, &child->agreed);
+	if (!sdsock_connection_fits(child))
+		sdsock_disconnect(child, sc);
 	release_sock(nsk);
 	return 0;
 }

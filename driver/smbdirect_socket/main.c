@@ -7,10 +7,32 @@
 #include <net/inet_common.h>
 #include <net/protocol.h>
 
+#ifdef CONFIG_LOCKDEP
+static struct lock_class_key sdsock_keys[2], sdsock_spinlock_keys[2];
+
+/* Held above rdma_cm's and smbdirect's locks, which TCP's is not. */
+static void sdsock_set_lock_class(struct sock *sk)
+{
+	if (sk->sk_family == AF_INET)
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-SMBDIRECT",
+					      &sdsock_spinlock_keys[0],
+					      "sk_lock-AF_INET-SMBDIRECT", &sdsock_keys[0]);
+	else
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-SMBDIRECT",
+					      &sdsock_spinlock_keys[1],
+					      "sk_lock-AF_INET6-SMBDIRECT", &sdsock_keys[1]);
+}
+#else
+static void sdsock_set_lock_class(struct sock *sk)
+{
+}
+#endif
+
 static int sdsock_init(struct sock *sk)
 {
 	struct sdsock *ss = to_sdsock(sk);
 
+	sdsock_set_lock_class(sk);
 	spin_lock_init(&ss->lock);
 	mutex_init(&ss->rx.reader);
 	mutex_init(&ss->rx.lock);
@@ -59,6 +81,12 @@ static void sdsock_unhash(struct sock *sk)
 	.sysctl_wmem		= &sdsock_memory_minimum,		\
 }
 
+#ifdef CONFIG_COMPAT
+#define SDSOCK_COMPAT_IOCTL .compat_ioctl = sdsock_compat_ioctl,
+#else
+#define SDSOCK_COMPAT_IOCTL
+#endif
+
 #define SDSOCK_OPS(_family, _getname) {					\
 	.family			= _family,				\
 	.owner			= THIS_MODULE,				\
@@ -70,6 +98,7 @@ static void sdsock_unhash(struct sock *sk)
 	.getname		= _getname,				\
 	.poll			= sdsock_poll,				\
 	.ioctl			= sdsock_ioctl,				\
+	SDSOCK_COMPAT_IOCTL						\
 	.listen			= sdsock_listen,			\
 	.shutdown		= sdsock_shutdown,			\
 	.setsockopt		= sdsock_setsockopt,			\
@@ -106,6 +135,9 @@ static int __init sdsock_module_init(void)
 	if (ret)
 		return ret;
 	ret = sdsock_memory_init();
+	if (ret)
+		return ret;
+	ret = sdsock_check_fit();
 	if (ret)
 		return ret;
 	ret = sdsock_alloc_queues();

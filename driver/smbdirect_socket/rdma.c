@@ -6,6 +6,8 @@
  */
 #include "sdsock.h"
 
+#include <net/compat.h>
+
 /* Operations of a socket from sendmsg() until recvmsg(), and bytes kept for them */
 #define SDSOCK_MAX_OPS 64
 #define SDSOCK_MAX_OP_BYTES (2 * SDSOCK_MAX_READ_WRITE)
@@ -362,12 +364,23 @@ bool sdsock_has_result(struct sdsock *ss)
 	return !list_empty_careful(&ss->rdma.done);
 }
 
+/* What the control buffer must have room for: 32-bit programs have a shorter header. */
+static size_t sdsock_result_space(const struct msghdr *msg)
+{
+#ifdef CONFIG_COMPAT
+	if (msg->msg_flags & MSG_CMSG_COMPAT)
+		return sizeof(struct compat_cmsghdr) +
+		       sizeof(struct smbdirect_rdma_completion);
+#endif
+	return CMSG_LEN(sizeof(struct smbdirect_rdma_completion));
+}
+
 /* Returns the bytes read by RDMA, or an error and keeps the result. */
 static int sdsock_copy_result(const struct sdsock_op *op, struct msghdr *msg)
 {
 	size_t bytes = sdsock_is_read(op) ? op->result.length : 0;
 
-	if (!msg->msg_control || msg->msg_controllen < CMSG_LEN(sizeof(op->result)) ||
+	if (!msg->msg_control || msg->msg_controllen < sdsock_result_space(msg) ||
 	    msg_data_left(msg) < bytes)
 		return -EMSGSIZE;
 	if (bytes && !copy_to_iter_full(op->data, bytes, &msg->msg_iter))

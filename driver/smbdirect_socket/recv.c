@@ -139,13 +139,14 @@ int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flag
 		mutex_unlock(&ss->rx.reader);
 		timeo = wait_event_interruptible_timeout(*sk_sleep(sk),
 							 sdsock_recv_event(sk, offset), timeo);
-		mutex_lock(&ss->rx.reader);
-		if (timeo < 0) {
+		/* another reader may have it for as long as a fault takes */
+		if (timeo < 0 || mutex_lock_interruptible(&ss->rx.reader)) {
 			ret = sock_intr_errno(sk->sk_rcvtimeo);
-			break;
+			goto unlocked;
 		}
 	}
 	mutex_unlock(&ss->rx.reader);
+unlocked:
 	trace_smbdirect_socket_receive(sk, done, done ? 0 : ret);
 	return done ?: ret;
 }

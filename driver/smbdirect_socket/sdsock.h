@@ -8,13 +8,21 @@
  * descriptor never keeps an RDMA device busy.
  *
  * Locks, outermost first:
- *   lock_sock()   state changes: bind, listen, connect, accept, shutdown, end
  *   rx.reader     one reader at a time; held while copying to userspace
- *   rx.lock       moving segments off the transport; never held across a fault
  *   tx.writer     one writer at a time; held while copying from userspace
  *   rdma.reader   one reader of results at a time; held while copying to userspace
- *   rdma.lock     registrations, and the transport while one is made
+ *   mmap_lock     taken by these for faults
+ *   lock_sock()   state changes: bind, listen, connect, accept, shutdown, end;
+ *                 a listener's, then its child's
+ *   rx.lock       moving segments off the transport; never held across a fault
+ *   rdma.lock     registrations, and the transport while one is made or ended
+ *   rdma_lock_handler()  of the transport's cm_id: the beginning of its end
+ *   accepting     the end of a listener, and its handlers, which hold the lock of
+ *                 the cm_id of a device
+ *   memory.children_lock, memory.lock  what is charged
  *   lock          the transport pointer as seen by poll, the list of frames
+ * Of its own are those of a namespace's list of sockets, outside of lock alone, and
+ * of the table of accounts.
  * The transport's own wait queue locks nest inside none of these: its
  * callbacks only wake or queue work.
  */
@@ -155,6 +163,7 @@ struct sdsock_net {
 	struct list_head sockets;
 	atomic_long_t bytes;	/* of those that are not unlimited */
 	struct semaphore releases;
+	atomic_t closing;	/* sockets that are closed, and still send */
 };
 
 struct sdsock {
@@ -236,6 +245,10 @@ int sdsock_check_module_parameters(void);
 struct sdsock_net *sdsock_net(const struct net *net);
 int sdsock_netns_init(void);
 void sdsock_netns_exit(void);
+
+/* fit.c */
+int sdsock_check_fit(void);
+bool sdsock_connection_fits(struct sdsock *ss);
 
 /* account.c */
 int sdsock_open_account(struct sdsock *ss);
@@ -343,6 +356,9 @@ bool sdsock_acceptable(struct sdsock *ss);
 /* poll.c */
 __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);
 int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
+#ifdef CONFIG_COMPAT
+int sdsock_compat_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
+#endif
 
 /* close.c */
 int sdsock_shutdown(struct socket *sock, int how);

@@ -270,7 +270,8 @@ static int sdsock_may_send(struct sock *sk)
 
 	if (READ_ONCE(sk->sk_err) || READ_ONCE(sk->sk_shutdown) & SEND_SHUTDOWN)
 		return -EPIPE;
-	switch (READ_ONCE(sk->sk_state)) {
+	/* pairs with sdsock_set_state(): what was agreed is there */
+	switch (smp_load_acquire(&sk->sk_state)) {
 	case TCP_ESTABLISHED:
 		/* closed: event_work is about to say why */
 		return sdsock_writable(ss) && !READ_ONCE(ss->tx.closed) ? 0 : -EAGAIN;
@@ -337,11 +338,9 @@ int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			left = wait_event_interruptible_timeout(*sk_sleep(sk),
 								sdsock_may_send(sk) != -EAGAIN,
 								timeo);
-			mutex_lock(&ss->tx.writer);
-			if (left < 0) {
-				ret = sock_intr_errno(timeo);
-				break;
-			}
+			/* another writer may have it for as long as a fault takes */
+			if (left < 0 || mutex_lock_interruptible(&ss->tx.writer))
+				return done ?: sock_intr_errno(timeo);
 			timeo = left;
 			continue;
 		}
