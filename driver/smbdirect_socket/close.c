@@ -46,10 +46,10 @@ static void sdsock_flush(struct sdsock *ss)
 	} while (!settled && time_before(jiffies, deadline));
 }
 
-static unsigned int max_closing = 4096;
+static unsigned int max_closing = 1024;
 module_param(max_closing, uint, 0444);
 MODULE_PARM_DESC(max_closing,
-		 "closed sockets of a network namespace that may still send; more throw away what is left (0-, default 4096)");
+		 "closed sockets of a network namespace that may still send; more throw away what is left (0-, default 1024)");
 
 /* SMB-Direct has no half-close: only the end of both directions is sent. */
 void sdsock_shutdown_work(struct work_struct *work)
@@ -113,6 +113,7 @@ static void sdsock_finish(struct sdsock *ss)
 	cancel_work_sync(&ss->event_work);
 	cancel_delayed_work_sync(&ss->rx.relief);
 	cancel_work_sync(&ss->shutdown_work);
+	cancel_delayed_work_sync(&ss->tx.ask);
 	cancel_work_sync(&ss->tx.work);
 	cancel_work_sync(&ss->rdma.work);
 	sdsock_unregister(sk);
@@ -135,15 +136,10 @@ void sdsock_close_work(struct work_struct *work)
 	struct sdsock *ss = container_of(work, struct sdsock, close_work);
 	struct sock *sk = sdsock_sk(ss);
 	struct sdsock_net *sn = sdsock_net(sock_net(sk));
-	/* SO_LINGER with a time of 0 asks to throw away what is not yet sent */
-	bool discard = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
 
 	/* what the peer still does with them is for nobody */
 	sdsock_free_regions(ss);
-	/* peers can make them last, so that there may be as many as they like */
-	if (atomic_inc_return(&sn->closing) > max_closing)
-		discard = true;
-	if (!discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
+	if (!ss->discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
 		sdsock_flush(ss);
 	atomic_dec(&sn->closing);
 	sdsock_finish(ss);
@@ -175,6 +171,9 @@ int sdsock_release(struct socket *sock)
 	release_sock(sk);
 
 	if (connected) {
+		/* SO_LINGER with a time of 0 asks for it; and peers can make sockets last */
+		ss->discard = atomic_inc_return(&sdsock_net(sock_net(sk))->closing) > max_closing ||
+			      (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 		/* event_work discards what has arrived unread */
 		queue_work(sdsock_event_wq, &ss->event_work);
 		queue_work(sdsock_end_wq, &ss->close_work);

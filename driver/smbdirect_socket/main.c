@@ -42,6 +42,7 @@ static int sdsock_init(struct sock *sk)
 	INIT_LIST_HEAD(&ss->tx.queue);
 	init_waitqueue_head(&ss->tx.idle);
 	INIT_WORK(&ss->tx.work, sdsock_tx_work);
+	INIT_DELAYED_WORK(&ss->tx.ask, sdsock_ask_work);
 	sdsock_init_rdma(ss);
 	mutex_init(&ss->accepting);
 	mutex_init(&ss->memory.lock);

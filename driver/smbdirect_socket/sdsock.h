@@ -122,6 +122,9 @@ struct sdsock_tx {
 	unsigned long sent;	/* messages, to see progress */
 	int most_credits;	/* that we ever saw on this connection */
 	bool stalled;		/* the work waits for sdsock_tx_progress() */
+	struct delayed_work ask;	/* for credits */
+	bool waited;		/* so long that it is time to ask */
+	bool asked;		/* since data went out last */
 	bool closed;		/* no frame reaches the transport any more */
 	bool stopped;		/* and what has reached it has left the device */
 	bool lost;		/* a frame was accepted from userspace and not sent */
@@ -163,7 +166,7 @@ struct sdsock_net {
 	struct list_head sockets;
 	atomic_long_t bytes;	/* of those that are not unlimited */
 	struct semaphore releases;
-	atomic_t closing;	/* sockets that are closed, and still send */
+	atomic_t closing;	/* sockets that are closed, and may still send */
 };
 
 struct sdsock {
@@ -182,6 +185,7 @@ struct sdsock {
 	bool dead_listener;	/* the device went away under it */
 	bool connect_done;	/* connect() has returned 0 for this connection */
 	bool active;		/* this side connected, the other accepted */
+	bool discard;		/* what is not sent when the socket is closed */
 	struct sockaddr_storage bound_addr;
 	u32 max_frame;		/* what the peer takes, without the prefix */
 	struct smbdirect_parameters wanted;	/* by setsockopt(), 0: the default */
@@ -314,6 +318,7 @@ void sdsock_rdma_work(struct work_struct *work);
 /* send.c */
 int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 void sdsock_tx_work(struct work_struct *work);
+void sdsock_ask_work(struct work_struct *work);
 void sdsock_tx_progress(struct sdsock *ss);
 bool sdsock_writable(struct sdsock *ss);
 void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);

@@ -44,6 +44,38 @@ static bool sdsock_has_credit(struct sdsock *ss)
 	return credits > (ss->tx.most_credits < SDSOCK_FEW_CREDITS ? 0 : 1);
 }
 
+/* How long data wait for credits until the peer is asked for some */
+#define SDSOCK_ASK_DELAY (HZ / 10)
+
+/*
+ * The last credit buys a message that asks for an answer, which brings what
+ * credits the peer has not told of: smbdirect keeps those to itself that become
+ * free one by one. Once, for a peer that does not read has none.
+ */
+static void sdsock_ask_for_credits(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = ss->sc;
+
+	if (ss->tx.asked || atomic_read(&sc->send_io.credits.count) != 1 ||
+	    READ_ONCE(sc->idle.keepalive) != SMBDIRECT_KEEPALIVE_NONE)
+		return;
+	ss->tx.asked = true;
+	/* as smbdirect_connection_idle_timer_work() does */
+	WRITE_ONCE(sc->idle.keepalive, SMBDIRECT_KEEPALIVE_PENDING);
+	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
+			 msecs_to_jiffies(sc->parameters.keepalive_timeout_msec));
+	queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
+}
+
+/* The transport is the other work's to touch. */
+void sdsock_ask_work(struct work_struct *work)
+{
+	struct sdsock *ss = container_of(to_delayed_work(work), struct sdsock, tx.ask);
+
+	WRITE_ONCE(ss->tx.waited, true);
+	sdsock_tx_progress(ss);
+}
+
 /* Can the frame move on: has it credits, or, if all of it is out, has the peer got it? */
 static bool sdsock_movable(struct sdsock *ss, const struct sdsock_frame *frame)
 {
@@ -72,6 +104,8 @@ static int sdsock_post(struct sdsock *ss, struct sdsock_frame *frame)
 			break;
 		frame->sent += ret;
 		frame->invalidate = false;
+		ss->tx.asked = false;
+		ss->tx.waited = false;
 		ss->tx.sent++;
 	}
 	flushed = smbdirect_connection_send_batch_flush(ss->sc, batch, true);
@@ -90,8 +124,13 @@ static int sdsock_advance(struct sdsock *ss, struct sdsock_frame *frame)
 	do {
 		/* pairs with sdsock_tx_progress(): it sees stalled, or we the news */
 		smp_store_mb(ss->tx.stalled, true);
-		if (!sdsock_movable(ss, frame))
+		if (!sdsock_movable(ss, frame)) {
+			if (sdsock_left(frame) && xchg(&ss->tx.waited, false))
+				sdsock_ask_for_credits(ss);
+			else if (sdsock_left(frame) && !ss->tx.asked)
+				queue_delayed_work(sdsock_tx_wq, &ss->tx.ask, SDSOCK_ASK_DELAY);
 			return 0;
+		}
 		WRITE_ONCE(ss->tx.stalled, false);
 		if (!sdsock_left(frame))
 			return 1;

@@ -159,6 +159,8 @@ int sdsock_open_transport(struct sdsock *ss)
 	ss->tx.stopped = false;
 	ss->tx.stalled = false;
 	ss->tx.most_credits = 0;
+	ss->tx.waited = false;
+	ss->tx.asked = false;
 	ss->tx.lost = false;
 	ss->tx.unsure = false;
 	ss->rx.frame_left = 0;
