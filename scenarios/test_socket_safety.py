@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from smbdirect_testbed.driver.manifest import LAUNCHER
 from smbdirect_testbed.host import Host
+from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_safety.py"
 _PORT = 5540
 _EXTREME_PORT = 5541
+_PRELOAD_PORT = 5543
 _EXTREME = {
     "recv_credit_max": 16,
     "send_credit_target": 16,
@@ -56,6 +59,22 @@ def test_addresses_that_mean_any_device(program: Program) -> None:
 def test_who_may_be_the_server(program: Program) -> None:
     """The ports of SMB, by TCP and by iWARP, are not for everybody."""
     assert _do(program, "ports") == {"445": "EACCES", "5445": "EACCES", "5446": "ok"}
+
+
+@pytest.mark.thorough
+def test_preload(program: Program, driver: LoadedDriver) -> None:
+    """Does not write where the caller may not, and keeps what was set before the exchange."""
+    client = program.client
+    own = client.end_towards(program.server).ipv4.ip
+    argv = program.argv(client, "preload", program.address, _PRELOAD_PORT, "--own", own)
+    launcher = str(driver.directory / LAUNCHER)
+    done = client.run([launcher, f"--ports={_PRELOAD_PORT}", "--", *argv])
+    assert json.loads(done.stdout) == {
+        "protocol": 257,
+        "nowhere": "EFAULT",
+        "no delay": 0,
+        "mark": 77,
+    }
 
 
 @pytest.mark.thorough

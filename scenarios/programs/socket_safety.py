@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import json
 import mmap
 import os
@@ -293,6 +294,23 @@ def closing(options: argparse.Namespace) -> dict[str, Any]:
     return {"closing": states()["CLOSING"]}
 
 
+def preload(options: argparse.Namespace) -> dict[str, Any]:
+    """Under the preload: a pointer to nowhere, and what an exchanged socket keeps."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 77)
+        sock.bind((options.own, options.port))
+        length = ctypes.c_uint(4)
+        arguments = (sock.fileno(), socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        nowhere = libc.getsockopt(*arguments, ctypes.c_void_p(8), ctypes.byref(length))
+        return {
+            "protocol": sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
+            "nowhere": errno.errorcode[ctypes.get_errno()] if nowhere else "ok",
+            "no delay": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            "mark": sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK),
+        }
+
+
 def hold(options: argparse.Namespace) -> None:
     """Accept, and read nothing, until killed."""
     kept: list[socket.socket] = []
@@ -303,7 +321,7 @@ def hold(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What users must not be able to do.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for do in (serve, hold, addresses, ports, hooks, extreme, hoard, race, closing):
+    for do in (serve, hold, addresses, ports, hooks, extreme, hoard, race, closing, preload):
         action = actions.add_parser(do.__name__, help=do.__doc__)
         action.add_argument("address")
         action.add_argument("port", type=int)
