@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.driver.manifest import LAUNCHER
 from smbdirect_testbed.host import Host
 from smbdirect_testbed.loaded_driver import LoadedDriver
 from smbdirect_testbed.program import Program
@@ -67,8 +66,7 @@ def test_preload(program: Program, driver: LoadedDriver) -> None:
     client = program.client
     own = client.end_towards(program.server).ipv4.ip
     argv = program.argv(client, "preload", program.address, _PRELOAD_PORT, "--own", own)
-    launcher = str(driver.directory / LAUNCHER)
-    done = client.run([launcher, f"--ports={_PRELOAD_PORT}", "--", *argv])
+    done = client.run([str(driver.launcher), f"--ports={_PRELOAD_PORT}", "--", *argv])
     assert json.loads(done.stdout) == {
         "protocol": 257,
         "nowhere": "EFAULT",
