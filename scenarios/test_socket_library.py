@@ -29,6 +29,7 @@ def test_libsmbdirect(client: Host, server: Host, driver: LoadedDriver) -> None:
         "length": 100000,
         "read": 100000,
         "same": True,
+        "after another": 10,
         "twice": "ENOENT",
         "written": 100000,
         "arrived": True,

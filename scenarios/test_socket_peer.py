@@ -149,6 +149,10 @@ def test_credits(hostile_client: Program) -> None:
     results = _attack(hostile_client, "credit")
     assert results.pop("one by one") == {"end": "echoed"}
     assert results.pop("no credits, but alive") == {"end": "still there"}
+    # A reader may pause for as long as it likes.
+    assert results.pop("all that is granted, nobody reads") == {"end": "still there"}
+    if not _iwarp(hostile_client):
+        assert results.pop("more than granted, for ever") == {"end": "still there"}
     for case in ("more than granted, nobody reads",):
         assert results[case]["refused"] is True
     _ended(results, most=_SILENCE[1])

@@ -11,6 +11,9 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+/* The most that one read by RDMA has */
+#define MOST_DATA (8 << 20)
+
 int smbdirect_socket(int family, int flags, const struct smbdirect_parameters *parameters)
 {
 	int fd = socket(family, SOCK_STREAM | flags, IPPROTO_SMBDIRECT);
@@ -40,6 +43,35 @@ int smbdirect_connection_set_parameters(int fd, const struct smbdirect_parameter
 			  sizeof(*parameters));
 }
 
+/*
+ * Throw away the first result: that of an interrupted call, whose data do not fit
+ * into the memory of this one.
+ */
+static int drop_result(int fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(struct smbdirect_rdma_completion))];
+		struct cmsghdr align;
+	} control;
+	struct iovec data = { .iov_len = MOST_DATA };
+	struct msghdr message = {
+		.msg_iov = &data,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t got;
+
+	data.iov_base = malloc(MOST_DATA);
+	if (!data.iov_base)
+		return -1;
+	do {
+		got = recvmsg(fd, &message, MSG_OOB | MSG_DONTWAIT);
+	} while (got < 0 && errno == EINTR);
+	free(data.iov_base);
+	return got < 0 ? -1 : 0;
+}
+
 /* Wait for the result whose cookie is @cookie; those of interrupted calls are dropped. */
 static int collect(int fd, uint64_t cookie, const struct iovec *iov, int iovcnt,
 		   struct smbdirect_rdma_completion *result)
@@ -63,6 +95,12 @@ static int collect(int fd, uint64_t cookie, const struct iovec *iov, int iovcnt,
 
 			if (errno == EINTR)
 				continue;
+			/* for our own result there is room */
+			if (errno == EMSGSIZE) {
+				if (drop_result(fd))
+					return -1;
+				continue;
+			}
 			if (errno != EAGAIN || (poll(&ready, 1, -1) < 0 && errno != EINTR))
 				return -1;
 		}

@@ -26,9 +26,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-#include "smbdirect.h"
+#include "smbdirect_socket.h"
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
@@ -128,12 +129,22 @@ static void copy_buffer_size(int from, int to, int option)
 	real_setsockopt(to, SOL_SOCKET, option, &half, sizeof(half));
 }
 
+/* Who gets SIGIO and SIGURG, and which signal instead; epoll's list cannot be read. */
+static void copy_owner(int from, int to)
+{
+	struct f_owner_ex owner;
+
+	if (!fcntl(from, F_GETOWN_EX, &owner) && owner.pid)
+		fcntl(to, F_SETOWN_EX, &owner);
+	fcntl(to, F_SETSIG, fcntl(from, F_GETSIG));
+}
+
 /* Take over what the program has set on the TCP socket so far. */
 static void copy_settings(int from, int to, int family)
 {
 	static const int options[] = {
 		SO_REUSEADDR, SO_REUSEPORT, SO_KEEPALIVE, SO_LINGER, SO_RCVTIMEO,
-		SO_SNDTIMEO, SO_RCVLOWAT, SO_PRIORITY, SO_BINDTODEVICE,
+		SO_SNDTIMEO, SO_RCVLOWAT, SO_PRIORITY, SO_BINDTODEVICE, SO_MARK, SO_OOBINLINE,
 	};
 	int chosen = number(from, SO_BUF_LOCK); /* -1, all bits, if the kernel is too old */
 	struct sockaddr_storage name;
@@ -149,6 +160,7 @@ static void copy_settings(int from, int to, int family)
 	if (family == AF_INET6)
 		copy_option(from, to, IPPROTO_IPV6, IPV6_V6ONLY);
 	fcntl(to, F_SETFL, fcntl(from, F_GETFL));
+	copy_owner(from, to);
 
 	/* a client that chose its own address; TCP's port means nothing here */
 	if (!getsockname(from, (struct sockaddr *)&name, &length) &&
@@ -174,7 +186,7 @@ static int exchange(int fd, const struct sockaddr *addr, socklen_t length)
 		return 0;
 	family = number(fd, SO_DOMAIN);
 	flags = fcntl(fd, F_GETFD);
-	made = smbdirect_socket(family, SOCK_CLOEXEC, NULL);
+	made = socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_SMBDIRECT);
 	if (made < 0) {
 		debug("port %u: no SMB-Direct socket: %s", port, strerror(errno));
 		return -1;
@@ -250,15 +262,30 @@ int setsockopt(int fd, int level, int option, const void *value, socklen_t lengt
 	return ret && pointless(fd, level) ? 0 : ret;
 }
 
+/* Zeroes for the caller; the kernel finds out whether he may have them there. */
+static int clear(void *value, size_t length)
+{
+	static const char zeroes[4096];
+	struct iovec from = { .iov_base = (void *)zeroes, .iov_len = length };
+	struct iovec to = { .iov_base = value, .iov_len = length };
+	ssize_t done;
+
+	if (length > sizeof(zeroes)) {
+		errno = EINVAL;
+		return -1;
+	}
+	done = length ? process_vm_writev(getpid(), &from, 1, &to, 1, 0) : 0;
+	if (done >= 0 && (size_t)done < length)
+		errno = EFAULT;
+	return (size_t)done == length ? 0 : -1;
+}
+
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
 	int ret;
 
 	ensure_resolved();
 	ret = real_getsockopt(fd, level, option, value, length);
-	if (ret && pointless(fd, level)) {
-		memset(value, 0, *length);
-		return 0;
-	}
-	return ret;
+	/* the module reads the length before it refuses: that pointer is good */
+	return ret && pointless(fd, level) ? clear(value, *length) : ret;
 }

@@ -5,6 +5,8 @@
  */
 #include "sdsock.h"
 
+#include <linux/bpf-cgroup.h>
+
 /* smbdirect completes the answer to a negotiation without waking this queue */
 #define SDSOCK_PENDING_RECHECK msecs_to_jiffies(20)
 
@@ -44,6 +46,11 @@ static void sdsock_flush(struct sdsock *ss)
 	} while (!settled && time_before(jiffies, deadline));
 }
 
+static unsigned int max_closing = 1024;
+module_param(max_closing, uint, 0444);
+MODULE_PARM_DESC(max_closing,
+		 "closed sockets of a network namespace that may still send; more throw away what is left (0-, default 1024)");
+
 /* SMB-Direct has no half-close: only the end of both directions is sent. */
 void sdsock_shutdown_work(struct work_struct *work)
 {
@@ -78,12 +85,12 @@ int sdsock_shutdown(struct socket *sock, int how)
 	case TCP_LISTEN:
 		if (how & RCV_SHUTDOWN) {
 			sdsock_set_state(sk, TCP_CLOSE);
-			sdsock_detach(ss);
+			sdsock_drop_transport(ss);
 		}
 		break;
 	case TCP_SYN_SENT:
 		sdsock_set_state(sk, TCP_CLOSE);
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		break;
 	default:
 		ret = -ENOTCONN;
@@ -101,10 +108,12 @@ static void sdsock_finish(struct sdsock *ss)
 	struct sdsock_chunk *chunk, *next_chunk;
 
 	lock_sock(sk);
-	sdsock_detach(ss);
+	sdsock_drop_transport(ss);
 	release_sock(sk);
 	cancel_work_sync(&ss->event_work);
+	cancel_delayed_work_sync(&ss->rx.relief);
 	cancel_work_sync(&ss->shutdown_work);
+	cancel_delayed_work_sync(&ss->tx.ask);
 	cancel_work_sync(&ss->tx.work);
 	cancel_work_sync(&ss->rdma.work);
 	sdsock_unregister(sk);
@@ -117,6 +126,7 @@ static void sdsock_finish(struct sdsock *ss)
 	list_for_each_entry_safe(chunk, next_chunk, &ss->rx.chunks, list)
 		sdsock_free_chunk(ss, chunk);
 	sdsock_uncharge_buffers(ss);
+	sdsock_close_account(ss);
 	sdsock_set_state(sk, TCP_CLOSE);
 	sock_put(sk);
 }
@@ -125,13 +135,13 @@ void sdsock_close_work(struct work_struct *work)
 {
 	struct sdsock *ss = container_of(work, struct sdsock, close_work);
 	struct sock *sk = sdsock_sk(ss);
-	/* SO_LINGER with a time of 0 asks to throw away what is not yet sent */
-	bool discard = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
+	struct sdsock_net *sn = sdsock_net(sock_net(sk));
 
 	/* what the peer still does with them is for nobody */
 	sdsock_free_regions(ss);
-	if (!discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
+	if (!ss->discard && READ_ONCE(sk->sk_state) != TCP_SYN_SENT)
 		sdsock_flush(ss);
+	atomic_dec(&sn->closing);
 	sdsock_finish(ss);
 }
 
@@ -145,6 +155,8 @@ int sdsock_release(struct socket *sock)
 		return 0;
 	ss = to_sdsock(sk);
 
+	if (!sk->sk_kern_sock)
+		BPF_CGROUP_RUN_PROG_INET_SOCK_RELEASE(sk);
 	lock_sock(sk);
 	sk->sk_shutdown = SHUTDOWN_MASK;
 	connected = sk->sk_state != TCP_LISTEN && sk->sk_state != TCP_CLOSE;
@@ -159,6 +171,9 @@ int sdsock_release(struct socket *sock)
 	release_sock(sk);
 
 	if (connected) {
+		/* SO_LINGER with a time of 0 asks for it; and peers can make sockets last */
+		ss->discard = atomic_inc_return(&sdsock_net(sock_net(sk))->closing) > max_closing ||
+			      (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 		/* event_work discards what has arrived unread */
 		queue_work(sdsock_event_wq, &ss->event_work);
 		queue_work(sdsock_end_wq, &ss->close_work);

@@ -5,79 +5,36 @@
  */
 #include "sdsock.h"
 
-#include "../common/smb2status.h"
-
-/* The transport is negotiated; lock_sock() is held. */
-void sdsock_connected(struct sdsock *ss)
-{
-	struct smbdirect_socket *sc = ss->sc;
-
-	sdsock_drop_reserve(ss);
-	sdsock_note_parameters(ss);
-	sdsock_note_addresses(ss);
-	sdsock_set_state(sdsock_sk(ss), TCP_ESTABLISHED);
-	trace_smbdirect_socket_connected(sdsock_sk(ss), &ss->agreed);
-	/*
-	 * The accepting side has no credits until our first message. Send an
-	 * empty one, or a server that speaks first waits for our keepalive.
-	 */
-	queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
-}
-
-/*
- * Did a transport that failed while connecting get a good answer before? The
- * disconnect of a peer that closes at once cancels the work that reads it.
- * Only after sdsock_settle().
- */
-bool sdsock_negotiated(struct smbdirect_socket *sc)
-{
-	const struct smbdirect_negotiate_resp *answer;
-	const struct smbdirect_recv_io *recv_io;
-
-	if (!sc->recv_io.mem.pool)
-		return false;
-	if (sc->recv_io.expected == SMBDIRECT_EXPECT_DATA_TRANSFER)
-		return true;
-	if (sc->recv_io.expected != SMBDIRECT_EXPECT_NEGOTIATE_REP)
-		return false;
-	recv_io = list_first_entry_or_null(&sc->recv_io.reassembly.list,
-					   struct smbdirect_recv_io, list);
-	if (!recv_io)
-		return false;
-	answer = (const struct smbdirect_negotiate_resp *)recv_io->packet;
-	return le16_to_cpu(answer->negotiated_version) == SMBDIRECT_V1 &&
-	       answer->status == STATUS_SUCCESS;
-}
-
 static int sdsock_start_connect(struct sdsock *ss, struct sockaddr_storage *peer)
 {
 	struct sock *sk = sdsock_sk(ss);
 	int ret;
 
+	sock_owned_by_me(sk);
 	ret = sock_error(sk);	/* of an attempt before, not asked for until now */
 	if (ret)
 		return ret;
-	ret = sdsock_open(ss);
+	ret = sdsock_open_transport(ss);
 	if (!ret)
 		ret = sdsock_apply_parameters(ss);
+	ss->active = true;
 	if (!ret && !sdsock_charge_buffers(ss))
 		ret = -ENOBUFS;
 	if (ret)
 		return ret;
 
 	WRITE_ONCE(sk->sk_shutdown, 0);
-	ss->active = true;
 	ss->connect_done = false;
 	ss->dead_listener = false;
 	ss->sc->rdma.cm_id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
 	/* before any event can ask for it */
 	sdsock_set_state(sk, TCP_SYN_SENT);
-	sdsock_note_peer(sk, peer);
+	sdsock_set_peer_addr(sk, peer);
 	trace_smbdirect_socket_connect(sk, 0, 0);
 	ret = smbdirect_connect(ss->sc, (struct sockaddr *)peer);
 	if (ret) {
 		sdsock_set_state(sk, TCP_CLOSE);
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		return sdsock_errno(ret);
 	}
 	return -EINPROGRESS;
@@ -91,7 +48,10 @@ int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, 
 	long timeo;
 	int ret;
 
-	ret = sdsock_check_addr(sk, addr, len, &peer);
+	ret = sdsock_check_addr(sk, addr, len, &peer) ?:
+	      sdsock_connect_hook(sk, addr, &len) ?:
+	      sdsock_check_addr(sk, addr, len, &peer) ?:
+	      sdsock_check_destination(&peer);
 	if (ret)
 		return ret;
 

@@ -48,19 +48,22 @@ int sdsock_listen(struct socket *sock, int backlog)
 	ret = -EINVAL;
 	if (sk->sk_state != TCP_CLOSE)
 		goto out;
+	ss->active = false;
 	ret = sdsock_autobind(ss);
 	if (!ret)
-		ret = sdsock_open(ss);
+		ret = sdsock_open_transport(ss);
 	if (!ret)
 		ret = sdsock_apply_parameters(ss);
 	if (ret)
 		goto out;
 	ret = smbdirect_socket_listen(ss->sc, max(backlog, 1));
 	if (ret) {
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		goto out;
 	}
 	sdsock_watch_requests(ss->sc->rdma.cm_id);
+	/* those that came before; more are refused if there is no memory for these */
+	sdsock_charge_children(ss, ss->sc, 0);
 	ss->dead_listener = false;
 	WRITE_ONCE(sk->sk_shutdown, 0);
 	sdsock_set_state(sk, TCP_LISTEN);
@@ -110,26 +113,34 @@ static void sdsock_inherit(struct sock *nsk, struct sock *sk)
 /* Nothing may fail once the peer has been told that it was accepted. */
 static struct sock *sdsock_new_child(struct sock *sk, struct socket *newsock, bool kern)
 {
+	struct sdsock *ss = to_sdsock(sk);
 	struct sock *nsk = sk_alloc(sock_net(sk), sk->sk_family, GFP_KERNEL, sk->sk_prot, kern);
 
 	if (!nsk)
 		return ERR_PTR(-ENOMEM);
 	sock_init_data(newsock, nsk);
 	sdsock_inherit(nsk, sk);
-	to_sdsock(nsk)->wanted = to_sdsock(sk)->wanted;
-	sdsock_init(nsk);
-	sdsock_uncharge_child(to_sdsock(sk));
-	if (!sdsock_charge_buffers(to_sdsock(nsk)))
+	to_sdsock(nsk)->wanted = ss->wanted;
+	sdsock_share_account(to_sdsock(nsk), ss);
+	nsk->sk_prot->init(nsk);	/* which cannot fail, with an account */
+	sdsock_uncharge_child(ss);
+	if (!sdsock_charge_buffers(to_sdsock(nsk))) {
+		lock_sock(sk);
+		if (ss->sc)	/* it is the listener's again */
+			sdsock_charge_children(ss, ss->sc, 0);
+		release_sock(sk);
 		return ERR_PTR(-ENOBUFS);	/* released with newsock */
+	}
 	return nsk;
 }
 
-/* Returns 0, or -EAGAIN; lock_sock() is held. */
+/* Returns 0, -EAGAIN, or another error. */
 static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_accept_arg *arg)
 {
 	struct sdsock *child = to_sdsock(nsk);
 	struct smbdirect_socket *sc;
 
+	sock_owned_by_me(sk);
 	if (sk->sk_state != TCP_LISTEN)
 		return sock_error(sk) ?: -EINVAL;
 	sdsock_size_children(to_sdsock(sk));
@@ -141,7 +152,7 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 
 	lock_sock_nested(nsk, SINGLE_DEPTH_NESTING);
 	child->connect_done = true;
-	sdsock_attach(child, sc);
+	sdsock_attach_transport(child, sc);
 	/*
 	 * smbdirect's timer began with the peer's request. Who accepts later than it
 	 * runs would never notice that the peer is silent: so it begins again.
@@ -149,10 +160,12 @@ static int sdsock_take_child(struct sock *sk, struct sock *nsk, struct proto_acc
 	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
 			 msecs_to_jiffies(sc->parameters.keepalive_interval_msec));
 	sdsock_drop_reserve(child);
-	sdsock_note_parameters(child);
+	sdsock_set_agreed(child);
 	sdsock_set_state(nsk, TCP_ESTABLISHED);
-	sdsock_note_addresses(child);
+	sdsock_set_addrs(child);
 	trace_smbdirect_socket_accept(nsk, &child->agreed);
+	if (!sdsock_connection_fits(child))
+		sdsock_disconnect(child, sc);
 	release_sock(nsk);
 	return 0;
 }

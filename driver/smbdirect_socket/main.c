@@ -7,22 +7,42 @@
 #include <net/inet_common.h>
 #include <net/protocol.h>
 
-struct workqueue_struct *sdsock_event_wq;	/* work that only waits for locks */
-struct workqueue_struct *sdsock_tx_wq;		/* sending: waits for the peer's credits */
-struct workqueue_struct *sdsock_end_wq;		/* closing: waits until all is sent */
+#ifdef CONFIG_LOCKDEP
+static struct lock_class_key sdsock_keys[2], sdsock_spinlock_keys[2];
 
-int sdsock_init(struct sock *sk)
+/* Held above rdma_cm's and smbdirect's locks, which TCP's is not. */
+static void sdsock_set_lock_class(struct sock *sk)
+{
+	if (sk->sk_family == AF_INET)
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-SMBDIRECT",
+					      &sdsock_spinlock_keys[0],
+					      "sk_lock-AF_INET-SMBDIRECT", &sdsock_keys[0]);
+	else
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-SMBDIRECT",
+					      &sdsock_spinlock_keys[1],
+					      "sk_lock-AF_INET6-SMBDIRECT", &sdsock_keys[1]);
+}
+#else
+static void sdsock_set_lock_class(struct sock *sk)
+{
+}
+#endif
+
+static int sdsock_init(struct sock *sk)
 {
 	struct sdsock *ss = to_sdsock(sk);
 
+	sdsock_set_lock_class(sk);
 	spin_lock_init(&ss->lock);
 	mutex_init(&ss->rx.reader);
 	mutex_init(&ss->rx.lock);
 	INIT_LIST_HEAD(&ss->rx.chunks);
+	INIT_DELAYED_WORK(&ss->rx.relief, sdsock_relief_work);
 	mutex_init(&ss->tx.writer);
 	INIT_LIST_HEAD(&ss->tx.queue);
 	init_waitqueue_head(&ss->tx.idle);
 	INIT_WORK(&ss->tx.work, sdsock_tx_work);
+	INIT_DELAYED_WORK(&ss->tx.ask, sdsock_ask_work);
 	sdsock_init_rdma(ss);
 	mutex_init(&ss->accepting);
 	mutex_init(&ss->memory.lock);
@@ -30,6 +50,13 @@ int sdsock_init(struct sock *sk)
 	INIT_WORK(&ss->event_work, sdsock_event_work);
 	INIT_WORK(&ss->shutdown_work, sdsock_shutdown_work);
 	INIT_WORK(&ss->close_work, sdsock_close_work);
+	INIT_LIST_HEAD(&ss->registry);
+	if (!ss->memory.account) {
+		int ret = sdsock_open_account(ss);
+
+		if (ret)
+			return ret;
+	}
 	sdsock_register(sk);
 	return 0;
 }
@@ -38,6 +65,7 @@ int sdsock_init(struct sock *sk)
 static void sdsock_unhash(struct sock *sk)
 {
 	sdsock_unregister(sk);
+	sdsock_close_account(to_sdsock(sk));
 }
 
 #define SDSOCK_PROTO(_name) {						\
@@ -54,6 +82,12 @@ static void sdsock_unhash(struct sock *sk)
 	.sysctl_wmem		= &sdsock_memory_minimum,		\
 }
 
+#ifdef CONFIG_COMPAT
+#define SDSOCK_COMPAT_IOCTL .compat_ioctl = sdsock_compat_ioctl,
+#else
+#define SDSOCK_COMPAT_IOCTL
+#endif
+
 #define SDSOCK_OPS(_family, _getname) {					\
 	.family			= _family,				\
 	.owner			= THIS_MODULE,				\
@@ -65,6 +99,7 @@ static void sdsock_unhash(struct sock *sk)
 	.getname		= _getname,				\
 	.poll			= sdsock_poll,				\
 	.ioctl			= sdsock_ioctl,				\
+	SDSOCK_COMPAT_IOCTL						\
 	.listen			= sdsock_listen,			\
 	.shutdown		= sdsock_shutdown,			\
 	.setsockopt		= sdsock_setsockopt,			\
@@ -93,34 +128,6 @@ static struct inet_protosw sdsock6_protosw = {
 	.ops		= &sdsock6_ops,
 };
 
-static void sdsock_free_queues(void)
-{
-	/* this order: the end of a socket waits for its sending and its events */
-	if (sdsock_end_wq)
-		destroy_workqueue(sdsock_end_wq);
-	if (sdsock_tx_wq)
-		destroy_workqueue(sdsock_tx_wq);
-	if (sdsock_event_wq)
-		destroy_workqueue(sdsock_event_wq);
-}
-
-/*
- * No WQ_MEM_RECLAIM: smbdirect's workqueues, which we flush, have none. A
- * closed socket that still sends and one whose RDMA is under way each keep a
- * worker, hence the highest limit for these.
- */
-static int __init sdsock_alloc_queues(void)
-{
-	sdsock_event_wq = alloc_workqueue("smbdirect-socket-event", WQ_UNBOUND, 0);
-	sdsock_tx_wq = alloc_workqueue("smbdirect-socket-tx", WQ_UNBOUND, WQ_UNBOUND_MAX_ACTIVE);
-	sdsock_end_wq = alloc_workqueue("smbdirect-socket-end", WQ_UNBOUND,
-					WQ_UNBOUND_MAX_ACTIVE);
-	if (sdsock_event_wq && sdsock_tx_wq && sdsock_end_wq)
-		return 0;
-	sdsock_free_queues();
-	return -ENOMEM;
-}
-
 static int __init sdsock_module_init(void)
 {
 	int ret;
@@ -128,14 +135,22 @@ static int __init sdsock_module_init(void)
 	ret = sdsock_check_module_parameters();
 	if (ret)
 		return ret;
+	ret = sdsock_memory_init();
+	if (ret)
+		return ret;
+	ret = sdsock_check_fit();
+	if (ret)
+		return ret;
 	ret = sdsock_alloc_queues();
 	if (ret)
 		return ret;
-	sdsock_memory_init();
+	ret = sdsock_netns_init();
+	if (ret)
+		goto err_wq;
 
 	ret = proto_register(&sdsock_prot, 1);
 	if (ret)
-		goto err_wq;
+		goto err_netns;
 	ret = proto_register(&sdsock6_prot, 1);
 	if (ret)
 		goto err_prot;
@@ -154,6 +169,8 @@ err_prot6:
 	proto_unregister(&sdsock6_prot);
 err_prot:
 	proto_unregister(&sdsock_prot);
+err_netns:
+	sdsock_netns_exit();
 err_wq:
 	sdsock_free_queues();
 	return ret;
@@ -171,6 +188,7 @@ static void __exit sdsock_module_exit(void)
 	sdsock_registry_exit();
 	proto_unregister(&sdsock6_prot);
 	proto_unregister(&sdsock_prot);
+	sdsock_netns_exit();
 }
 
 module_init(sdsock_module_init);

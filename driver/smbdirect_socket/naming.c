@@ -4,6 +4,10 @@
  */
 #include "sdsock.h"
 
+#include <linux/bpf-cgroup.h>
+#include <linux/inet.h>
+#include <net/addrconf.h>
+#include <net/inet_common.h>
 #include <net/ip.h>
 
 /*
@@ -39,42 +43,52 @@ int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
 	return 0;
 }
 
-/* smbdirect expects no event on a transport that is only bound, and warns */
-static int sdsock_bound_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
+static bool sdsock_is_loopback(const struct sockaddr_storage *addr)
 {
-	smbdirect_socket_shutdown(id->context);
+	if (addr->ss_family == AF_INET)
+		return ipv4_is_loopback(((const struct sockaddr_in *)addr)->sin_addr.s_addr);
+	return ipv6_addr_loopback(&((const struct sockaddr_in6 *)addr)->sin6_addr);
+}
+
+static bool sdsock_is_multicast(const struct sockaddr_storage *addr)
+{
+	__be32 ipv4 = ((const struct sockaddr_in *)addr)->sin_addr.s_addr;
+
+	if (addr->ss_family == AF_INET)
+		return ipv4_is_multicast(ipv4) || ipv4_is_lbcast(ipv4);
+	return ipv6_addr_is_multicast(&((const struct sockaddr_in6 *)addr)->sin6_addr);
+}
+
+/*
+ * For an address that means "this computer" rdma_cm takes its first device, be it
+ * another network namespace's; and a listener there hears all addresses.
+ */
+static int sdsock_check_local(const struct sockaddr_storage *addr)
+{
+	return sdsock_is_loopback(addr) || sdsock_is_multicast(addr) ? -EADDRNOTAVAIL : 0;
+}
+
+int sdsock_check_destination(const struct sockaddr_storage *addr)
+{
+	return inet_addr_is_any((struct sockaddr_storage *)addr) || sdsock_is_loopback(addr) ||
+	       sdsock_is_multicast(addr) ? -ENETUNREACH : 0;
+}
+
+/* Who may serve SMB by TCP, on port 445, may by iWARP, on 5445, and nobody else. */
+static int sdsock_check_port(struct sock *sk, const struct sockaddr_storage *addr)
+{
+	unsigned short port = ntohs(((const struct sockaddr_in *)addr)->sin_port);
+	struct net *net = sock_net(sk);
+
+	if (port == SDSOCK_IWARP_PORT)
+		port = SDSOCK_SMB_PORT;
+	if (port && inet_port_requires_bind_service(net, port) &&
+	    !ns_capable(net->user_ns, CAP_NET_BIND_SERVICE))
+		return -EACCES;
 	return 0;
 }
 
-/* What smbdirect will ask of it, known here before there is anything to lose */
-static bool sdsock_device_usable(const struct ib_device *dev)
-{
-	return smbdirect_frwr_is_supported(&dev->attrs) &&
-	       dev->attrs.max_send_sge >= SMBDIRECT_SEND_IO_MAX_SGE &&
-	       dev->attrs.max_recv_sge >= SMBDIRECT_RECV_IO_MAX_SGE;
-}
-
-int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
-{
-	struct rdma_cm_id *id = ss->sc->rdma.cm_id;
-	struct sock *sk = sdsock_sk(ss);
-	int ret;
-
-	rdma_lock_handler(id);
-	id->event_handler = sdsock_bound_event;
-	rdma_unlock_handler(id);
-	id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
-	if (sk->sk_reuse)
-		rdma_set_reuseaddr(id, 1);
-	ret = smbdirect_socket_bind(ss->sc, (struct sockaddr *)addr);
-	if (ret == -ENODEV)	/* an address of ours, but of no RDMA device, or not ours */
-		ret = -EADDRNOTAVAIL;
-	if (!ret && id->device && !sdsock_device_usable(id->device))
-		ret = -EPROTONOSUPPORT;
-	return ret;
-}
-
-static void sdsock_note_local(struct sock *sk, const struct sockaddr_storage *addr)
+static void sdsock_set_local_addr(struct sock *sk, const struct sockaddr_storage *addr)
 {
 	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
 	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
@@ -96,7 +110,7 @@ static void sdsock_note_local(struct sock *sk, const struct sockaddr_storage *ad
 		inet6_sk(sk)->saddr = sk->sk_v6_rcv_saddr;
 }
 
-void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr)
+void sdsock_set_peer_addr(struct sock *sk, const struct sockaddr_storage *addr)
 {
 	const struct sockaddr_in *in4 = (const struct sockaddr_in *)addr;
 	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
@@ -113,14 +127,14 @@ void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr)
 }
 
 /* Keep both names, for they outlive the transport. */
-void sdsock_note_addresses(struct sdsock *ss)
+void sdsock_set_addrs(struct sdsock *ss)
 {
 	const struct rdma_addr *addr = &ss->sc->rdma.cm_id->route.addr;
 	struct sock *sk = sdsock_sk(ss);
 
-	sdsock_note_local(sk, &addr->src_addr);
+	sdsock_set_local_addr(sk, &addr->src_addr);
 	if (sk->sk_state != TCP_CLOSE && sk->sk_state != TCP_LISTEN)
-		sdsock_note_peer(sk, &addr->dst_addr);
+		sdsock_set_peer_addr(sk, &addr->dst_addr);
 }
 
 static int sdsock_bind_locked(struct sdsock *ss, struct sockaddr_storage *addr)
@@ -128,17 +142,18 @@ static int sdsock_bind_locked(struct sdsock *ss, struct sockaddr_storage *addr)
 	struct sock *sk = sdsock_sk(ss);
 	int ret;
 
+	sock_owned_by_me(sk);
 	if (ss->bound || sk->sk_state != TCP_CLOSE)
 		return -EINVAL;
-	ret = sdsock_open(ss);
+	ret = sdsock_open_transport(ss);
 	if (ret)
 		return ret;
 	ret = sdsock_bind_transport(ss, addr);
 	if (ret) {
-		sdsock_detach(ss);
+		sdsock_drop_transport(ss);
 		return ret;
 	}
-	sdsock_note_addresses(ss);
+	sdsock_set_addrs(ss);
 	/* with the port that rdma_cm chose, if it was left to it */
 	ss->bound_addr = ss->sc->rdma.cm_id->route.addr.src_addr;
 	ss->bound = true;
@@ -152,24 +167,61 @@ int sdsock_autobind(struct sdsock *ss)
 	return ss->bound ? 0 : sdsock_bind_locked(ss, &any);
 }
 
+/* A control group's programs may refuse an address, or put another in its place. */
+static int sdsock_bind_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len, u32 *flags)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET_BIND_LOCK(sk, addr, len, CGROUP_INET4_BIND, flags);
+	return BPF_CGROUP_RUN_PROG_INET_BIND_LOCK(sk, addr, len, CGROUP_INET6_BIND, flags);
+}
+
+static int sdsock_post_bind_hook(struct sock *sk)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET4_POST_BIND(sk);
+	return BPF_CGROUP_RUN_PROG_INET6_POST_BIND(sk);
+}
+
+int sdsock_connect_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len)
+{
+	if (sk->sk_family == AF_INET)
+		return BPF_CGROUP_RUN_PROG_INET4_CONNECT_LOCK(sk, addr, len);
+	return BPF_CGROUP_RUN_PROG_INET6_CONNECT_LOCK(sk, addr, len);
+}
+
+static void sdsock_unbind(struct sdsock *ss)
+{
+	struct sockaddr_storage none = { .ss_family = sdsock_sk(ss)->sk_family };
+
+	sdsock_drop_transport(ss);
+	sdsock_set_local_addr(sdsock_sk(ss), &none);
+	ss->bound = false;
+}
+
 int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len)
 {
 	struct sock *sk = sock->sk;
-	struct net *net = sock_net(sk);
 	struct sockaddr_storage wanted;
-	unsigned short port;
+	u32 flags = 0;
 	int ret;
 
-	ret = sdsock_check_addr(sk, addr, len, &wanted);
+	/* so that the programs see whole addresses only */
+	ret = sdsock_check_addr(sk, addr, len, &wanted) ?:
+	      sdsock_bind_hook(sk, addr, &len, &flags) ?:
+	      sdsock_check_addr(sk, addr, len, &wanted) ?:
+	      sdsock_check_local(&wanted);
+	if (!ret && !(flags & BIND_NO_CAP_NET_BIND_SERVICE))
+		ret = sdsock_check_port(sk, &wanted);
 	if (ret)
 		return ret;
-	port = ntohs(((struct sockaddr_in *)&wanted)->sin_port);
-	if (port && inet_port_requires_bind_service(net, port) &&
-	    !ns_capable(net->user_ns, CAP_NET_BIND_SERVICE))
-		return -EACCES;
 
 	lock_sock(sk);
 	ret = sdsock_bind_locked(to_sdsock(sk), &wanted);
+	if (!ret) {
+		ret = sdsock_post_bind_hook(sk);
+		if (ret)
+			sdsock_unbind(to_sdsock(sk));
+	}
 	release_sock(sk);
 	return ret;
 }

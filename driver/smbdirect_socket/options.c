@@ -145,6 +145,7 @@ int sdsock_apply_parameters(struct sdsock *ss)
 	struct smbdirect_socket *sc = ss->sc;
 	int ret = 0;
 
+	sock_owned_by_me(sdsock_sk(ss));
 	rdma_lock_handler(sc->rdma.cm_id);
 	if (sc->first_error)
 		ret = sc->first_error;
@@ -173,7 +174,7 @@ void sdsock_size_children(struct sdsock *ss)
 }
 
 /* What both sides agreed on; it outlives the transport. */
-void sdsock_note_parameters(struct sdsock *ss)
+void sdsock_set_agreed(struct sdsock *ss)
 {
 	const struct smbdirect_socket_parameters *sp = &ss->sc->parameters;
 	struct smbdirect_parameters p;

@@ -4,6 +4,7 @@
  */
 #include "sdsock.h"
 
+#include <linux/compat.h>
 #include <linux/poll.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
@@ -96,3 +97,10 @@ int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 		return -ENOIOCTLCMD;
 	}
 }
+
+#ifdef CONFIG_COMPAT
+int sdsock_compat_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
+{
+	return sdsock_ioctl(sock, cmd, (unsigned long)compat_ptr(arg));
+}
+#endif

@@ -6,6 +6,8 @@
  */
 #include "sdsock.h"
 
+#include <net/compat.h>
+
 /* Operations of a socket from sendmsg() until recvmsg(), and bytes kept for them */
 #define SDSOCK_MAX_OPS 64
 #define SDSOCK_MAX_OP_BYTES (2 * SDSOCK_MAX_READ_WRITE)
@@ -19,8 +21,7 @@ static bool sdsock_is_read(const struct sdsock_op *op)
 
 static void sdsock_free_op(struct sdsock *ss, struct sdsock_op *op)
 {
-	if (op->region)
-		sdsock_free_region(ss, op->region);
+	WARN_ON_ONCE(op->region);
 	kvfree(op->data);
 	sdsock_uncharge(ss, op->length);
 	kfree(op);
@@ -94,7 +95,8 @@ static void sdsock_complete_op(struct sdsock *ss, struct sdsock_op *op, int erro
 	sk->sk_data_ready(sk);
 }
 
-static int sdsock_queue_op(struct sdsock *ss, struct sdsock_op *op)
+/* Returns false, and does nothing, if the work has been done for the last time. */
+static bool sdsock_queue_op(struct sdsock *ss, struct sdsock_op *op)
 {
 	bool closed;
 
@@ -105,10 +107,7 @@ static int sdsock_queue_op(struct sdsock *ss, struct sdsock_op *op)
 		queue_work(sdsock_tx_wq, &ss->rdma.work);
 	}
 	spin_unlock(&ss->lock);
-	if (!closed)
-		return 0;
-	sdsock_end_op(ss, op);
-	return -ENOTCONN;
+	return !closed;
 }
 
 /*
@@ -176,11 +175,10 @@ void sdsock_rdma_work(struct work_struct *work)
 		if (!op)
 			break;
 
-		/* sdsock_detach() sets closed and flushes us before sc goes away */
+		/* sdsock_stop_io() sets closed and flushes us before sc goes away */
 		if (op->region) {
-			sdsock_free_region(ss, op->region);
+			ret = sdsock_end_region(ss, op->region);
 			op->region = NULL;
-			ret = 0;
 		} else {
 			ret = closed ? -ECONNRESET : sdsock_transfer(ss, op);
 		}
@@ -215,7 +213,9 @@ static int sdsock_submit_register(struct sdsock *ss, struct msghdr *msg,
 static int sdsock_submit_deregister(struct sdsock *ss,
 				    const struct smbdirect_rdma_deregister *request)
 {
+	struct sdsock_region *region;
 	struct sdsock_op *op;
+	int ret = -ENOENT;
 
 	if (request->reserved)
 		return -EINVAL;
@@ -224,12 +224,25 @@ static int sdsock_submit_deregister(struct sdsock *ss,
 	op = sdsock_new_op(ss, SMBDIRECT_RDMA_DEREGISTER, request->cookie, 0, 0);
 	if (IS_ERR(op))
 		return PTR_ERR(op);
-	op->region = sdsock_take_region(ss, request->token);
-	if (!op->region) {
-		sdsock_end_op(ss, op);
-		return -ENOENT;
+	/*
+	 * A region leaves the list for the work alone. Once that is done no more,
+	 * it is left to sdsock_free_regions(), for nothing here keeps the transport.
+	 */
+	mutex_lock(&ss->rdma.lock);
+	region = sdsock_find_region(ss, request->token);
+	if (region) {
+		sdsock_take_region(ss, region);
+		op->region = region;
+		ret = sdsock_queue_op(ss, op) ? 0 : -ENOTCONN;
+		if (ret) {
+			op->region = NULL;
+			sdsock_put_region_back(ss, region);
+		}
 	}
-	return sdsock_queue_op(ss, op);
+	mutex_unlock(&ss->rdma.lock);
+	if (ret)
+		sdsock_end_op(ss, op);
+	return ret;
 }
 
 /* Do the descriptors hold @length bytes, and none of them wrap around? */
@@ -277,7 +290,11 @@ static int sdsock_submit_transfer(struct sdsock *ss, struct msghdr *msg, u32 ope
 		sdsock_end_op(ss, op);
 		return -EFAULT;
 	}
-	return sdsock_queue_op(ss, op);
+	if (!sdsock_queue_op(ss, op)) {
+		sdsock_end_op(ss, op);
+		return -ENOTCONN;
+	}
+	return 0;
 }
 
 static int sdsock_may_operate(struct sock *sk)
@@ -347,12 +364,23 @@ bool sdsock_has_result(struct sdsock *ss)
 	return !list_empty_careful(&ss->rdma.done);
 }
 
+/* What the control buffer must have room for: 32-bit programs have a shorter header. */
+static size_t sdsock_result_space(const struct msghdr *msg)
+{
+#ifdef CONFIG_COMPAT
+	if (msg->msg_flags & MSG_CMSG_COMPAT)
+		return sizeof(struct compat_cmsghdr) +
+		       sizeof(struct smbdirect_rdma_completion);
+#endif
+	return CMSG_LEN(sizeof(struct smbdirect_rdma_completion));
+}
+
 /* Returns the bytes read by RDMA, or an error and keeps the result. */
 static int sdsock_copy_result(const struct sdsock_op *op, struct msghdr *msg)
 {
 	size_t bytes = sdsock_is_read(op) ? op->result.length : 0;
 
-	if (!msg->msg_control || msg->msg_controllen < CMSG_LEN(sizeof(op->result)) ||
+	if (!msg->msg_control || msg->msg_controllen < sdsock_result_space(msg) ||
 	    msg_data_left(msg) < bytes)
 		return -EMSGSIZE;
 	if (bytes && !copy_to_iter_full(op->data, bytes, &msg->msg_iter))

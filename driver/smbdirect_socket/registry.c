@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The list of all sockets, shown to each network namespace in
- * /proc/net/smbdirect. Not sock_diag: its protocols are 8 bits wide, and
+ * The sockets of a network namespace, shown in /proc/net/smbdirect. Not sock_diag: its protocols are 8 bits wide, and
  * inet_diag knows only those that have a table of hashed sockets.
  */
 #include "sdsock.h"
@@ -9,39 +8,42 @@
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
 
-static LIST_HEAD(sdsock_sockets);
-static DEFINE_MUTEX(sdsock_sockets_lock);
-
 void sdsock_register(struct sock *sk)
 {
-	mutex_lock(&sdsock_sockets_lock);
-	list_add_tail(&to_sdsock(sk)->registry, &sdsock_sockets);
-	mutex_unlock(&sdsock_sockets_lock);
+	struct sdsock_net *sn = sdsock_net(sock_net(sk));
+
+	mutex_lock(&sn->lock);
+	list_add_tail(&to_sdsock(sk)->registry, &sn->sockets);
+	mutex_unlock(&sn->lock);
 }
 
 /* May be called more than once; the socket is not shown any more when it returns. */
 void sdsock_unregister(struct sock *sk)
 {
-	mutex_lock(&sdsock_sockets_lock);
+	struct sdsock_net *sn = sdsock_net(sock_net(sk));
+
+	mutex_lock(&sn->lock);
 	list_del_init(&to_sdsock(sk)->registry);
-	mutex_unlock(&sdsock_sockets_lock);
+	mutex_unlock(&sn->lock);
 }
 
 #ifdef CONFIG_PROC_FS
 static void *sdsock_seq_start(struct seq_file *m, loff_t *pos)
 {
-	mutex_lock(&sdsock_sockets_lock);
-	return seq_list_start_head(&sdsock_sockets, *pos);
+	struct sdsock_net *sn = sdsock_net(seq_file_net(m));
+
+	mutex_lock(&sn->lock);
+	return seq_list_start_head(&sn->sockets, *pos);
 }
 
 static void *sdsock_seq_next(struct seq_file *m, void *v, loff_t *pos)
 {
-	return seq_list_next(v, &sdsock_sockets, pos);
+	return seq_list_next(v, &sdsock_net(seq_file_net(m))->sockets, pos);
 }
 
 static void sdsock_seq_stop(struct seq_file *m, void *v)
 {
-	mutex_unlock(&sdsock_sockets_lock);
+	mutex_unlock(&sdsock_net(seq_file_net(m))->lock);
 }
 
 static const char *sdsock_state_name(const struct sdsock *ss, int state)
@@ -79,15 +81,13 @@ static int sdsock_seq_show(struct seq_file *m, void *v)
 	struct sdsock *ss;
 	struct sock *sk;
 
-	if (v == &sdsock_sockets) {
+	if (v == &sdsock_net(seq_file_net(m))->sockets) {
 		seq_puts(m, "state local peer device send_credits recv_credits max_frame "
 			    "tx_queue rx_queue registrations rdma uid inode\n");
 		return 0;
 	}
 	ss = list_entry(v, struct sdsock, registry);
 	sk = sdsock_sk(ss);
-	if (!net_eq(sock_net(sk), seq_file_net(m)))
-		return 0;
 
 	/* the transport stays while this lock is held */
 	spin_lock(&ss->lock);

@@ -8,13 +8,21 @@
  * descriptor never keeps an RDMA device busy.
  *
  * Locks, outermost first:
- *   lock_sock()   state changes: bind, listen, connect, accept, shutdown, end
  *   rx.reader     one reader at a time; held while copying to userspace
- *   rx.lock       moving segments off the transport; never held across a fault
  *   tx.writer     one writer at a time; held while copying from userspace
  *   rdma.reader   one reader of results at a time; held while copying to userspace
- *   rdma.lock     registrations, and the transport while one is made
+ *   mmap_lock     taken by these for faults
+ *   lock_sock()   state changes: bind, listen, connect, accept, shutdown, end;
+ *                 a listener's, then its child's
+ *   rx.lock       moving segments off the transport; never held across a fault
+ *   rdma.lock     registrations, and the transport while one is made or ended
+ *   rdma_lock_handler()  of the transport's cm_id: the beginning of its end
+ *   accepting     the end of a listener, and its handlers, which hold the lock of
+ *                 the cm_id of a device
+ *   memory.children_lock, memory.lock  what is charged
  *   lock          the transport pointer as seen by poll, the list of frames
+ * Of its own are those of a namespace's list of sockets, outside of lock alone, and
+ * of the table of accounts.
  * The transport's own wait queue locks nest inside none of these: its
  * callbacks only wake or queue work.
  */
@@ -30,6 +38,7 @@
 
 #include <linux/module.h>
 #include <linux/net.h>
+#include <linux/semaphore.h>
 #include <net/inet_sock.h>
 #include <net/ipv6.h>
 #include <net/sock.h>
@@ -40,6 +49,9 @@
 #define SDSOCK_PREFIX_LEN sizeof(__be32)
 /* 24 bits of it are a length; a peer may claim to take more */
 #define SDSOCK_MAX_FRAME 0xffffffU
+/* [MS-SMBD] 1.9 */
+#define SDSOCK_SMB_PORT 445
+#define SDSOCK_IWARP_PORT 5445
 /* One RDMA read, write or registration */
 #define SDSOCK_MAX_READ_WRITE SZ_8M
 
@@ -67,15 +79,14 @@ struct sdsock_frame {
 struct sdsock_region {
 	struct list_head list;
 	struct smbdirect_mr_io *mr;
-	struct mm_struct *mm;	/* as whose locked memory it counts */
+	struct mmpin locked;	/* as whose memory it counts */
 	struct page **pages;
 	u32 num_pages;
 	u32 num_pinned;
 	u32 token;
 	bool writable;		/* by the peer */
-	bool invalid;		/* so the device has said */
 	struct ib_cqe cqe;
-	struct completion done;
+	struct completion registered;
 };
 
 /* An RDMA operation, from sendmsg() until its result is fetched */
@@ -95,6 +106,7 @@ struct sdsock_rx {
 	struct list_head chunks;
 	size_t bytes;		/* in chunks */
 	u32 frame_left;		/* bytes of the current frame still to arrive */
+	struct delayed_work relief;
 };
 
 struct sdsock_tx {
@@ -110,6 +122,9 @@ struct sdsock_tx {
 	unsigned long sent;	/* messages, to see progress */
 	int most_credits;	/* that we ever saw on this connection */
 	bool stalled;		/* the work waits for sdsock_tx_progress() */
+	struct delayed_work ask;	/* for credits */
+	bool waited;		/* so long that it is time to ask */
+	bool asked;		/* since data went out last */
 	bool closed;		/* no frame reaches the transport any more */
 	bool stopped;		/* and what has reached it has left the device */
 	bool lost;		/* a frame was accepted from userspace and not sent */
@@ -123,6 +138,8 @@ struct sdsock_tx {
  * held while waiting for anything but memory.
  */
 struct sdsock_memory {
+	struct sdsock_account *account;	/* of the user who pays */
+	bool unlimited;		/* but for the limit of all sockets */
 	struct mutex lock;
 	size_t buffers;		/* of the connection, as charged */
 	struct mutex children_lock;
@@ -141,6 +158,17 @@ struct sdsock_rdma {
 	struct work_struct work;
 };
 
+/* How many connections of a network namespace may let go of their memory at a time */
+#define SDSOCK_RELEASES 4
+
+struct sdsock_net {
+	struct mutex lock;	/* of the list */
+	struct list_head sockets;
+	atomic_long_t bytes;	/* of those that are not unlimited */
+	struct semaphore releases;
+	atomic_t closing;	/* sockets that are closed, and may still send */
+};
+
 struct sdsock {
 	struct inet_sock inet;	/* must be first */
 
@@ -157,6 +185,7 @@ struct sdsock {
 	bool dead_listener;	/* the device went away under it */
 	bool connect_done;	/* connect() has returned 0 for this connection */
 	bool active;		/* this side connected, the other accepted */
+	bool discard;		/* what is not sent when the socket is closed */
 	struct sockaddr_storage bound_addr;
 	u32 max_frame;		/* what the peer takes, without the prefix */
 	struct smbdirect_parameters wanted;	/* by setsockopt(), 0: the default */
@@ -191,24 +220,47 @@ static inline void sdsock_set_state(struct sock *sk, int state)
 	smp_store_release(&sk->sk_state, state);
 }
 
-/* main.c */
+/*
+ * A file calls functions of those that are named before it, and of no others;
+ * main.c calls all. Work and wake functions are called by the kernel.
+ */
+
+/* work.c */
 extern struct workqueue_struct *sdsock_event_wq;
 extern struct workqueue_struct *sdsock_tx_wq;
 extern struct workqueue_struct *sdsock_end_wq;
-int sdsock_init(struct sock *sk);
+int sdsock_alloc_queues(void);
+void sdsock_free_queues(void);
 
 /* options.c */
 extern unsigned int sdsock_linger_ms;
 void sdsock_fill_parameters(const struct sdsock *ss, struct smbdirect_socket_parameters *sp);
 int sdsock_apply_parameters(struct sdsock *ss);
 void sdsock_size_children(struct sdsock *ss);
-void sdsock_note_parameters(struct sdsock *ss);
+void sdsock_set_agreed(struct sdsock *ss);
 int sdsock_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
 		      unsigned int optlen);
 int sdsock_getsockopt(struct socket *sock, int level, int optname, char __user *optval,
 		      int __user *optlen);
 void sdsock_set_logging(struct smbdirect_socket *sc);
 int sdsock_check_module_parameters(void);
+
+/* netns.c */
+struct sdsock_net *sdsock_net(const struct net *net);
+int sdsock_netns_init(void);
+void sdsock_netns_exit(void);
+
+/* fit.c */
+int sdsock_check_fit(void);
+bool sdsock_connection_fits(struct sdsock *ss);
+
+/* account.c */
+int sdsock_open_account(struct sdsock *ss);
+void sdsock_share_account(struct sdsock *ss, const struct sdsock *listener);
+void sdsock_close_account(struct sdsock *ss);
+bool sdsock_charge_shares(struct sdsock *ss, size_t size);
+void sdsock_uncharge_shares(struct sdsock *ss, size_t size);
+int sdsock_account_init(long limit);
 
 /* memory.c */
 extern atomic_long_t sdsock_memory_allocated;
@@ -223,7 +275,7 @@ void sdsock_drop_buffers(struct sdsock *ss, struct smbdirect_socket *sc);
 void sdsock_uncharge_buffers(struct sdsock *ss);
 bool sdsock_charge_children(struct sdsock *ss, struct smbdirect_socket *sc, size_t more);
 void sdsock_uncharge_child(struct sdsock *ss);
-void sdsock_memory_init(void);
+int sdsock_memory_init(void);
 
 /* registry.c */
 void sdsock_register(struct sock *sk);
@@ -231,65 +283,87 @@ void sdsock_unregister(struct sock *sk);
 int sdsock_registry_init(void);
 void sdsock_registry_exit(void);
 
-/* transport.c: life of ss->sc; callers hold lock_sock() or are the last user */
-struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
-int sdsock_open(struct sdsock *ss);
-void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc);
-void sdsock_detach(struct sdsock *ss);
+/* disconnect.c */
 void sdsock_disconnect(struct sdsock *ss, struct smbdirect_socket *sc);
-void sdsock_event_work(struct work_struct *work);
-int sdsock_errno(int error);
+void sdsock_drain(struct smbdirect_socket *sc);
 
-/* naming.c */
-int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
-		      struct sockaddr_storage *out);
-int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr);
-int sdsock_autobind(struct sdsock *ss);
-void sdsock_note_peer(struct sock *sk, const struct sockaddr_storage *addr);
-void sdsock_note_addresses(struct sdsock *ss);
-int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
-
-/* connect.c */
-int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
-void sdsock_connected(struct sdsock *ss);
-bool sdsock_negotiated(struct smbdirect_socket *sc);
-
-/* listen.c */
-int sdsock_listen(struct socket *sock, int backlog);
-int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg);
-bool sdsock_acceptable(struct sdsock *ss);
-
-/* send.c */
-int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
-void sdsock_tx_work(struct work_struct *work);
-void sdsock_tx_progress(struct sdsock *ss);
-bool sdsock_writable(struct sdsock *ss);
-void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);
-
-/* recv.c */
-int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+/* rx.c */
+int sdsock_pull(struct sdsock *ss);
+bool sdsock_peer_is_mute(const struct smbdirect_socket *sc);
+unsigned long sdsock_relief_delay(const struct smbdirect_socket *sc);
+void sdsock_relief_work(struct work_struct *work);
 bool sdsock_readable(struct sdsock *ss, size_t offset);
 int sdsock_inq(struct sdsock *ss);
 void sdsock_salvage(struct sdsock *ss);
 void sdsock_discard(struct sdsock *ss);
 void sdsock_free_chunk(struct sdsock *ss, struct sdsock_chunk *chunk);
 
-/* rdma.c, region.c */
+/* region.c */
+int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
+			   struct smbdirect_descriptor_v1 *descriptor);
+struct sdsock_region *sdsock_find_region(struct sdsock *ss, u32 token);
+void sdsock_take_region(struct sdsock *ss, struct sdsock_region *region);
+void sdsock_put_region_back(struct sdsock *ss, struct sdsock_region *region);
+int sdsock_end_region(struct sdsock *ss, struct sdsock_region *region);
+void sdsock_free_regions(struct sdsock *ss);
+
+/* rdma.c */
 void sdsock_init_rdma(struct sdsock *ss);
 int sdsock_submit(struct sock *sk, struct msghdr *msg, size_t len);
 int sdsock_collect(struct sock *sk, struct msghdr *msg, int flags);
 bool sdsock_has_result(struct sdsock *ss);
 void sdsock_free_ops(struct sdsock *ss);
 void sdsock_rdma_work(struct work_struct *work);
-int sdsock_register_region(struct sdsock *ss, struct msghdr *msg, bool writable,
-			   struct smbdirect_descriptor_v1 *descriptor);
-struct sdsock_region *sdsock_take_region(struct sdsock *ss, u32 token);
-void sdsock_free_region(struct sdsock *ss, struct sdsock_region *region);
-void sdsock_free_regions(struct sdsock *ss);
+
+/* send.c */
+int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+void sdsock_tx_work(struct work_struct *work);
+void sdsock_ask_work(struct work_struct *work);
+void sdsock_tx_progress(struct sdsock *ss);
+bool sdsock_writable(struct sdsock *ss);
+void sdsock_release_frame(struct sdsock *ss, struct sdsock_frame *frame);
+
+/* recv.c */
+int sdsock_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+
+/* transport.c: life of ss->sc, under lock_sock() */
+struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc);
+int sdsock_open_transport(struct sdsock *ss);
+int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr);
+void sdsock_attach_transport(struct sdsock *ss, struct smbdirect_socket *sc);
+void sdsock_stop_io(struct sdsock *ss);
+struct smbdirect_socket *sdsock_detach_transport(struct sdsock *ss);
+void sdsock_release_transport(struct sdsock *ss, struct smbdirect_socket *sc);
+void sdsock_drop_transport(struct sdsock *ss);
+
+/* naming.c */
+int sdsock_check_addr(struct sock *sk, struct sockaddr_unsized *addr, int len,
+		      struct sockaddr_storage *out);
+int sdsock_check_destination(const struct sockaddr_storage *addr);
+int sdsock_connect_hook(struct sock *sk, struct sockaddr_unsized *addr, int *len);
+int sdsock_autobind(struct sdsock *ss);
+void sdsock_set_peer_addr(struct sock *sk, const struct sockaddr_storage *addr);
+void sdsock_set_addrs(struct sdsock *ss);
+int sdsock_bind(struct socket *sock, struct sockaddr_unsized *addr, int len);
+
+/* events.c */
+int sdsock_errno(int error);
+void sdsock_event_work(struct work_struct *work);
+
+/* connect.c */
+int sdsock_connect(struct socket *sock, struct sockaddr_unsized *addr, int len, int flags);
+
+/* listen.c */
+int sdsock_listen(struct socket *sock, int backlog);
+int sdsock_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg);
+bool sdsock_acceptable(struct sdsock *ss);
 
 /* poll.c */
 __poll_t sdsock_poll(struct file *file, struct socket *sock, poll_table *wait);
 int sdsock_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
+#ifdef CONFIG_COMPAT
+int sdsock_compat_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
+#endif
 
 /* close.c */
 int sdsock_shutdown(struct socket *sock, int how);

@@ -28,23 +28,52 @@ static u32 sdsock_left(const struct sdsock_frame *frame)
 }
 
 /*
- * May a message go out without waiting? The last credit is kept for a message
- * that grants some: two peers that both spend it on data are stuck for ever,
- * and smbdirect spends it as long as it believes that the peer has one. A peer
- * that never grants more than a few is left to smbdirect's rule.
+ * May data go out without waiting? The last credit is kept for messages without
+ * data, which smbdirect sends by itself: they grant credits, and ask for or give
+ * a sign of life. Data would occupy the peer's last buffer until it reads, and
+ * neither side could say anything until then. A peer that never grants more than
+ * a few is left to smbdirect's rule.
  */
 #define SDSOCK_FEW_CREDITS 4
 
 static bool sdsock_has_credit(struct sdsock *ss)
 {
-	struct smbdirect_socket *sc = ss->sc;
-	int credits = atomic_read(&sc->send_io.credits.count);
+	int credits = atomic_read(&ss->sc->send_io.credits.count);
 
 	ss->tx.most_credits = max(ss->tx.most_credits, credits);
-	if (credits > 1 || ss->tx.most_credits < SDSOCK_FEW_CREDITS)
-		return credits > 0;
-	return credits == 1 && atomic_read(&sc->recv_io.credits.available) > 0 &&
-	       atomic_read(&sc->recv_io.credits.count) < READ_ONCE(sc->recv_io.credits.target);
+	return credits > (ss->tx.most_credits < SDSOCK_FEW_CREDITS ? 0 : 1);
+}
+
+/* How long data wait for credits until the peer is asked for some */
+#define SDSOCK_ASK_DELAY (HZ / 10)
+
+/*
+ * The last credit buys a message that asks for an answer, which brings what
+ * credits the peer has not told of: smbdirect keeps those to itself that become
+ * free one by one. Once, for a peer that does not read has none.
+ */
+static void sdsock_ask_for_credits(struct sdsock *ss)
+{
+	struct smbdirect_socket *sc = ss->sc;
+
+	if (ss->tx.asked || atomic_read(&sc->send_io.credits.count) != 1 ||
+	    READ_ONCE(sc->idle.keepalive) != SMBDIRECT_KEEPALIVE_NONE)
+		return;
+	ss->tx.asked = true;
+	/* as smbdirect_connection_idle_timer_work() does */
+	WRITE_ONCE(sc->idle.keepalive, SMBDIRECT_KEEPALIVE_PENDING);
+	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
+			 msecs_to_jiffies(sc->parameters.keepalive_timeout_msec));
+	queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
+}
+
+/* The transport is the other work's to touch. */
+void sdsock_ask_work(struct work_struct *work)
+{
+	struct sdsock *ss = container_of(to_delayed_work(work), struct sdsock, tx.ask);
+
+	WRITE_ONCE(ss->tx.waited, true);
+	sdsock_tx_progress(ss);
 }
 
 /* Can the frame move on: has it credits, or, if all of it is out, has the peer got it? */
@@ -75,6 +104,8 @@ static int sdsock_post(struct sdsock *ss, struct sdsock_frame *frame)
 			break;
 		frame->sent += ret;
 		frame->invalidate = false;
+		ss->tx.asked = false;
+		ss->tx.waited = false;
 		ss->tx.sent++;
 	}
 	flushed = smbdirect_connection_send_batch_flush(ss->sc, batch, true);
@@ -93,8 +124,13 @@ static int sdsock_advance(struct sdsock *ss, struct sdsock_frame *frame)
 	do {
 		/* pairs with sdsock_tx_progress(): it sees stalled, or we the news */
 		smp_store_mb(ss->tx.stalled, true);
-		if (!sdsock_movable(ss, frame))
+		if (!sdsock_movable(ss, frame)) {
+			if (sdsock_left(frame) && xchg(&ss->tx.waited, false))
+				sdsock_ask_for_credits(ss);
+			else if (sdsock_left(frame) && !ss->tx.asked)
+				queue_delayed_work(sdsock_tx_wq, &ss->tx.ask, SDSOCK_ASK_DELAY);
 			return 0;
+		}
 		WRITE_ONCE(ss->tx.stalled, false);
 		if (!sdsock_left(frame))
 			return 1;
@@ -128,7 +164,7 @@ void sdsock_tx_work(struct work_struct *work)
 			break;
 
 		if (closed) {
-			/* sdsock_stop() has seen to it that the device is done */
+			/* sdsock_stop_io() has seen to it that the device is done */
 			if (!ss->tx.stopped)
 				break;
 			/*
@@ -147,7 +183,7 @@ void sdsock_tx_work(struct work_struct *work)
 				ss->tx.closed = true;
 				spin_unlock(&ss->lock);
 				/* part of a frame may be out: nothing can follow it */
-				smbdirect_socket_shutdown(ss->sc);
+				sdsock_disconnect(ss, ss->sc);
 				wake_up(&ss->tx.idle);
 			}
 			if (ret <= 0)
@@ -273,7 +309,8 @@ static int sdsock_may_send(struct sock *sk)
 
 	if (READ_ONCE(sk->sk_err) || READ_ONCE(sk->sk_shutdown) & SEND_SHUTDOWN)
 		return -EPIPE;
-	switch (READ_ONCE(sk->sk_state)) {
+	/* pairs with sdsock_set_state(): what was agreed is there */
+	switch (smp_load_acquire(&sk->sk_state)) {
 	case TCP_ESTABLISHED:
 		/* closed: event_work is about to say why */
 		return sdsock_writable(ss) && !READ_ONCE(ss->tx.closed) ? 0 : -EAGAIN;
@@ -340,11 +377,9 @@ int sdsock_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			left = wait_event_interruptible_timeout(*sk_sleep(sk),
 								sdsock_may_send(sk) != -EAGAIN,
 								timeo);
-			mutex_lock(&ss->tx.writer);
-			if (left < 0) {
-				ret = sock_intr_errno(timeo);
-				break;
-			}
+			/* another writer may have it for as long as a fault takes */
+			if (left < 0 || mutex_lock_interruptible(&ss->tx.writer))
+				return done ?: sock_intr_errno(timeo);
 			timeo = left;
 			continue;
 		}

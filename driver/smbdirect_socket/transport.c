@@ -4,22 +4,6 @@
  */
 #include "sdsock.h"
 
-#include <linux/semaphore.h>
-
-/* Errors as a TCP program knows them; connect.c and recv.c report them. */
-int sdsock_errno(int error)
-{
-	switch (error) {
-	case -ECONNABORTED:
-	case -ESHUTDOWN:
-		return -ECONNRESET;
-	case -ENODEV:	/* no RDMA device in this direction */
-		return -ENETUNREACH;
-	default:
-		return error;
-	}
-}
-
 /*
  * Wake functions run under the wait queue's lock, often in interrupt context
  * and sometimes below smbdirect's locks: pass the news on, touch nothing.
@@ -39,6 +23,8 @@ static int sdsock_data_arrived(wait_queue_entry_t *watch, unsigned int mode, int
 	struct sdsock *ss = container_of(watch, struct sdsock, data_watch);
 	struct sock *sk = sdsock_sk(ss);
 
+	if (sdsock_peer_is_mute(ss->sc))
+		queue_delayed_work(sdsock_event_wq, &ss->rx.relief, sdsock_relief_delay(ss->sc));
 	if (sock_flag(sk, SOCK_DEAD))
 		queue_work(sdsock_event_wq, &ss->event_work);
 	else
@@ -68,8 +54,9 @@ static int sdsock_all_sent(wait_queue_entry_t *watch, unsigned int mode, int fla
 	return 0;
 }
 
-void sdsock_attach(struct sdsock *ss, struct smbdirect_socket *sc)
+void sdsock_attach_transport(struct sdsock *ss, struct smbdirect_socket *sc)
 {
+	sock_owned_by_me(sdsock_sk(ss));
 	init_waitqueue_func_entry(&ss->status_watch, sdsock_status_changed);
 	init_waitqueue_func_entry(&ss->data_watch, sdsock_data_arrived);
 	init_waitqueue_func_entry(&ss->ready_watch, sdsock_child_ready);
@@ -109,14 +96,50 @@ struct sdsock *sdsock_of_transport(struct smbdirect_socket *sc)
 	return ss;
 }
 
+/* smbdirect expects no event on a transport that is only bound, and warns */
+static int sdsock_bound_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
+{
+	smbdirect_socket_shutdown(id->context);
+	return 0;
+}
+
+/* What smbdirect will ask of it, known here before there is anything to lose */
+static bool sdsock_device_usable(const struct ib_device *dev)
+{
+	return smbdirect_frwr_is_supported(&dev->attrs) &&
+	       dev->attrs.max_send_sge >= SMBDIRECT_SEND_IO_MAX_SGE &&
+	       dev->attrs.max_recv_sge >= SMBDIRECT_RECV_IO_MAX_SGE;
+}
+
+int sdsock_bind_transport(struct sdsock *ss, struct sockaddr_storage *addr)
+{
+	struct rdma_cm_id *id = ss->sc->rdma.cm_id;
+	struct sock *sk = sdsock_sk(ss);
+	int ret;
+
+	rdma_lock_handler(id);
+	id->event_handler = sdsock_bound_event;
+	rdma_unlock_handler(id);
+	id->route.addr.dev_addr.bound_dev_if = sk->sk_bound_dev_if;
+	if (sk->sk_reuse)
+		rdma_set_reuseaddr(id, 1);
+	ret = smbdirect_socket_bind(ss->sc, (struct sockaddr *)addr);
+	if (ret == -ENODEV)	/* an address of ours, but of no RDMA device, or not ours */
+		ret = -EADDRNOTAVAIL;
+	if (!ret && id->device && !sdsock_device_usable(id->device))
+		ret = -EPROTONOSUPPORT;
+	return ret;
+}
+
 /* Make sure that there is a transport, bound as the socket is. */
-int sdsock_open(struct sdsock *ss)
+int sdsock_open_transport(struct sdsock *ss)
 {
 	struct sock *sk = sdsock_sk(ss);
 	struct smbdirect_socket_parameters sp;
 	struct smbdirect_socket *sc;
 	int ret;
 
+	sock_owned_by_me(sk);
 	if (ss->sc)
 		return 0;
 
@@ -136,55 +159,29 @@ int sdsock_open(struct sdsock *ss)
 	ss->tx.stopped = false;
 	ss->tx.stalled = false;
 	ss->tx.most_credits = 0;
+	ss->tx.waited = false;
+	ss->tx.asked = false;
 	ss->tx.lost = false;
 	ss->tx.unsure = false;
 	ss->rx.frame_left = 0;
-	sdsock_attach(ss, sc);
+	sdsock_attach_transport(ss, sc);
 
 	if (ss->bound) {
 		ret = sdsock_bind_transport(ss, &ss->bound_addr);
 		if (ret)
-			sdsock_detach(ss);
+			sdsock_drop_transport(ss);
 	}
 	return ret;
 }
 
-/*
- * Start the end of a transport. smbdirect's connection manager handlers look
- * for an error only when they begin: one that is set while they run makes them
- * warn, and arm a timer that outlives the transport. A listener on all addresses
- * has a handler running for each device, under that device's lock, not under its
- * own.
- */
-void sdsock_disconnect(struct sdsock *ss, struct smbdirect_socket *sc)
-{
-	rdma_lock_handler(sc->rdma.cm_id);
-	mutex_lock(&ss->accepting);
-	smbdirect_socket_shutdown(sc);
-	mutex_unlock(&ss->accepting);
-	rdma_unlock_handler(sc->rdma.cm_id);
-}
-
-/*
- * Wait until what arrived before the disconnect has been put on the reassembly
- * list: the disconnect event can overtake the completions of receives.
- */
-static void sdsock_settle(struct smbdirect_socket *sc)
-{
-	rdma_lock_handler(sc->rdma.cm_id);
-	if (sc->ib.qp)
-		ib_drain_qp(sc->ib.qp);
-	rdma_unlock_handler(sc->rdma.cm_id);
-	flush_work(&sc->connect.work);
-}
-
 /* No more reaches the transport, and what has is out of the device's hands. */
-static void sdsock_stop(struct sdsock *ss)
+void sdsock_stop_io(struct sdsock *ss)
 {
+	sock_owned_by_me(sdsock_sk(ss));
 	spin_lock(&ss->lock);
 	ss->tx.closed = true;
 	spin_unlock(&ss->lock);
-	sdsock_settle(ss->sc);
+	sdsock_drain(ss->sc);
 	WRITE_ONCE(ss->tx.stopped, true);
 	queue_work(sdsock_tx_wq, &ss->tx.work);
 	flush_work(&ss->tx.work);
@@ -192,27 +189,28 @@ static void sdsock_stop(struct sdsock *ss)
 }
 
 /*
- * Part with the transport. What it had received stays readable; what it had not
- * sent is lost. The caller gives it back, with sdsock_give_back().
+ * Detach the transport. What it had received stays readable; what it had not
+ * sent is lost. The caller gives it back, with sdsock_release_transport().
  */
-static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
+struct smbdirect_socket *sdsock_detach_transport(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
+	sock_owned_by_me(sdsock_sk(ss));
 	if (!sc)
 		return NULL;
 
 	if (sdsock_sk(ss)->sk_state != TCP_LISTEN)
 		trace_smbdirect_socket_disconnect(sdsock_sk(ss), 0, READ_ONCE(sc->first_error));
 	sdsock_disconnect(ss, sc);
-	/* tell the peer before sdsock_stop() breaks off: iWARP would see an abort */
+	/* tell the peer before sdsock_stop_io() breaks off: iWARP would see an abort */
 	flush_work(&sc->disconnect_work);
 	remove_wait_queue(&sc->status_wait, &ss->status_watch);
 	remove_wait_queue(&sc->recv_io.reassembly.wait_queue, &ss->data_watch);
 	remove_wait_queue(&sc->listen.wait_queue, &ss->ready_watch);
 	remove_wait_queue(&sc->send_io.credits.wait_queue, &ss->credit_watch);
 	remove_wait_queue(&sc->send_io.pending.zero_wait_queue, &ss->sent_watch);
-	sdsock_stop(ss);
+	sdsock_stop_io(ss);
 	sdsock_free_regions(ss);
 
 	mutex_lock(&ss->rx.lock);
@@ -230,131 +228,27 @@ static struct smbdirect_socket *sdsock_part(struct sdsock *ss)
  * A connection of smbdirect's has slab caches of its own. Destroying one waits
  * for RCU under a lock that making one takes, too: so a new connection would wait
  * for all that end at the same time, longer than its peer has patience. Here the
- * others wait instead, but for a few: siw may take 10 s to let go of one.
+ * others of its network namespace wait instead, but for SDSOCK_RELEASES: siw may
+ * take 10 s to let go of one.
  */
-static DEFINE_SEMAPHORE(sdsock_releases, 4);
-
-static void sdsock_give_back(struct sdsock *ss, struct smbdirect_socket *sc)
+void sdsock_release_transport(struct sdsock *ss, struct smbdirect_socket *sc)
 {
+	struct semaphore *releases = &sdsock_net(sock_net(sdsock_sk(ss)))->releases;
 	bool caches = sc->send_io.mem.cache;
 
 	if (caches)
-		down(&sdsock_releases);
+		down(releases);
 	smbdirect_socket_release(sc);
 	if (caches)
-		up(&sdsock_releases);
+		up(releases);
 	sdsock_uncharge_buffers(ss);
 }
 
 /* Give the transport back, and with it the hold on the RDMA device. */
-void sdsock_detach(struct sdsock *ss)
+void sdsock_drop_transport(struct sdsock *ss)
 {
-	struct smbdirect_socket *sc = sdsock_part(ss);
+	struct smbdirect_socket *sc = sdsock_detach_transport(ss);
 
 	if (sc)
-		sdsock_give_back(ss, sc);
-}
-
-static void sdsock_fail(struct sock *sk, int error, int state)
-{
-	if (error) {
-		WRITE_ONCE(sk->sk_err, -error);
-		trace_smbdirect_socket_error(sk, 0, error);
-	}
-	/* pairs with the reader's smp_load_acquire(): salvaged data comes first */
-	smp_store_release(&sk->sk_shutdown, SHUTDOWN_MASK);
-	sdsock_set_state(sk, state);
-}
-
-/* Is this how a transport ends whose peer, or whose owner, just closed it? */
-static bool sdsock_orderly(struct smbdirect_socket *sc, int error)
-{
-	/* smbdirect's words for the disconnect of the peer, and for our own */
-	if (error == -ECONNRESET || error == -ESHUTDOWN)
-		return true;
-	/* iWARP flushes the receives first: an error, unless a send failed as well */
-	return error == -ECONNABORTED && sc->ib.dev &&
-	       rdma_protocol_iwarp(sc->ib.dev, sc->rdma.cm_id->port_num) &&
-	       !atomic_read(&sc->send_io.pending.count);
-}
-
-/*
- * The transport of a connection, or of an attempt at one, has failed. Returns it
- * for the caller to give back: that takes a few tenths of a second, and who
- * waits for the end of the connection should not wait for that as well.
- */
-static struct smbdirect_socket *sdsock_connection_over(struct sdsock *ss)
-{
-	struct sock *sk = sdsock_sk(ss);
-	struct smbdirect_socket *sc = ss->sc;
-	int error = READ_ONCE(sc->first_error);
-	bool orderly;
-
-	sdsock_stop(ss);
-	orderly = sdsock_orderly(sc, error);
-	if (ss->tx.unsure && atomic_read(&sc->send_io.pending.count))
-		ss->tx.lost = true;
-	if (sk->sk_state == TCP_SYN_SENT) {
-		if (!sdsock_negotiated(sc)) {
-			if (error == -EINVAL)	/* of a device that has too little of something */
-				error = -EPROTONOSUPPORT;
-			/* the next attempt may need the address that it holds */
-			sdsock_detach(ss);
-			sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE);
-			return NULL;
-		}
-		/* accepted, and closed before we could look: a connection at its end */
-		sdsock_connected(ss);
-	}
-	sdsock_part(ss);
-	if (orderly)
-		error = ss->rx.frame_left || ss->tx.lost ? -ECONNRESET : 0;
-	sdsock_fail(sk, sdsock_errno(error), TCP_CLOSE_WAIT);
-	return sc;
-}
-
-void sdsock_event_work(struct work_struct *work)
-{
-	struct sdsock *ss = container_of(work, struct sdsock, event_work);
-	struct smbdirect_socket *sc, *over = NULL;
-	struct sock *sk = sdsock_sk(ss);
-
-	lock_sock(sk);
-	sc = ss->sc;
-	if (!sc)
-		goto out;
-
-	if (!READ_ONCE(sc->first_error)) {
-		if (sk->sk_state == TCP_SYN_SENT &&
-		    READ_ONCE(sc->status) == SMBDIRECT_SOCKET_CONNECTED) {
-			sdsock_connected(ss);
-			sk->sk_state_change(sk);
-		}
-		if (sock_flag(sk, SOCK_DEAD))
-			sdsock_discard(ss);
-		goto out;
-	}
-
-	switch (sk->sk_state) {
-	case TCP_SYN_SENT:
-	case TCP_ESTABLISHED:
-		over = sdsock_connection_over(ss);
-		break;
-	case TCP_LISTEN:
-		ss->dead_listener = true;
-		sdsock_fail(sk, READ_ONCE(sc->first_error), TCP_CLOSE);
-		sdsock_detach(ss);
-		break;
-	default:
-		/* only bound: the next call that needs a transport makes one */
-		sdsock_detach(ss);
-		goto out;
-	}
-	sk->sk_state_change(sk);
-	if (sk->sk_err)
-		sk_error_report(sk);
-out:
-	release_sock(sk);
-	if (over)
-		sdsock_give_back(ss, over);
+		sdsock_release_transport(ss, sc);
 }

@@ -178,11 +178,25 @@ def credit(options: argparse.Namespace) -> dict[str, Case]:
         return {"refused": len(done) > 1, **wait_for_end(peer, KEEPALIVE + PROMPTLY)}
 
     def persist() -> dict[str, Any]:
-        """The same, and the device tries again for ever."""
+        """The same, and the device tries again for ever: as if it waited for credits."""
         peer = negotiated(options, 1, retries=7)
         for _ in range(200):
-            peer.send(data(bytes(1000)), wait=False)
-        return wait_for_end(peer, KEEPALIVE + PROMPTLY)
+            peer.send(data(bytes(1000), credits_granted=1), wait=False)
+        return {"end": peer.ended(3 * KEEPALIVE) or "still there"}
+
+    def spend() -> dict[str, Any]:
+        """Use every credit for data, the last as well, while nobody reads."""
+        peer = negotiated(options, 1)
+        left = peer.credits
+        deadline = time.monotonic() + 3 * KEEPALIVE
+        while time.monotonic() < deadline:
+            for _ in range(left):
+                peer.send(data(bytes(1000), credits_granted=1))
+            try:
+                left = peer.grants(0.3)
+            except Ended:
+                return wait_for_end(peer)
+        return {"end": "still there"}
 
     def grant_nothing() -> dict[str, Any]:
         """Ask for an answer without granting a credit for it."""
@@ -215,6 +229,7 @@ def credit(options: argparse.Namespace) -> dict[str, Case]:
         "more than granted": partial(exceed, 0),
         "more than granted, nobody reads": partial(exceed, 1),
         "more than granted, for ever": persist,
+        "all that is granted, nobody reads": spend,
         "no credits": grant_nothing,
         "no credits, but alive": starve,
         "one by one": one_by_one,

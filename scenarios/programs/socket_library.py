@@ -19,6 +19,9 @@ from typing import Any
 _PARAMETERS = struct.Struct("=14I")
 _DESCRIPTOR = struct.Struct("<QII")
 _SIZE = 100000
+_LEVEL = 289
+_READ = ((3 << 30) | (16 << 16) | (ord("S") << 8) | 0x23) - (1 << 32)
+"""A request for an RDMA read, with 16 bytes before its descriptors."""
 _PATIENCE = 5.0
 
 
@@ -102,6 +105,12 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     pieces = vector(other, 1, 4095, _SIZE - 4096)
     results["read"] = library("rdma_v1_readv", server.fileno(), descriptor, 1, pieces, 3)
     results["same"] = other.raw == memory.raw
+    # The result of a call that was interrupted, and read more than the next one wants.
+    request = struct.pack("=QII", 1 << 63, _SIZE, 1) + descriptor.raw
+    server.sendmsg([], [(_LEVEL, _READ, request)], socket.MSG_OOB)
+    results["after another"] = library(
+        "rdma_v1_readv", server.fileno(), descriptor, 1, vector(other, 10), 1
+    )
     library("rdma_v1_deregister", client.fileno(), descriptor)
     results["twice"] = library.refused("rdma_v1_deregister", client.fileno(), descriptor)
 

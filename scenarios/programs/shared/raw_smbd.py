@@ -143,6 +143,8 @@ class Peer:
         self._ended = ""
         self.wanted = 64
         """Credits that the other side asked for last."""
+        self.credits = 0
+        """Credits that the other side granted when it accepted."""
 
     # Connecting.
 
@@ -206,7 +208,7 @@ class Peer:
         answer = self.receive(_STEP)
         if len(answer) < _RESPONSE.size or refused(answer):
             raise Ended("refused")
-        self.wanted = _RESPONSE.unpack_from(answer)[4]
+        self.wanted, self.credits = _RESPONSE.unpack_from(answer)[4:6]
 
     # Messages.
 
@@ -264,6 +266,18 @@ class Peer:
         slot, message = self._arrived.pop(0)
         self._post(slot)
         return message
+
+    def grants(self, seconds: float) -> int:
+        """The credits in the other side's next message, 0 if there is none in time.
+
+        :raises Ended: the connection ended
+        """
+        try:
+            return int(_DATA.unpack_from(self.receive(seconds))[1])
+        except Ended:
+            if self._ended:
+                raise
+            return 0
 
     def granted(self, seconds: float) -> None:
         """Wait until the other side, a client, grants credits: before, it need not have a buffer.
