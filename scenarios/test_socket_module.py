@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from smbdirect_testbed.driver.manifest import WEAK_DEVICE
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.machine import Machine
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import RdmaType, ServerKind
-from smbdirect_testbed.wait import wait_until
+from smbdirect_testbed.scenario import (
+    WEAK_DEVICE,
+    Host,
+    LoadedDriver,
+    Machine,
+    Program,
+    RdmaType,
+    ServerKind,
+    SmbServer,
+    wait_until,
+)
 
-pytestmark = [pytest.mark.thorough, pytest.mark.needs(ServerKind.SMBD)]
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.needs(ServerKind.SMBD),
+    pytest.mark.stands_on("test_socket.py"),
+]
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_safety.py"
 _PORT = 5550

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.program import Program
-from smbdirect_testbed.smb.mount import mounted
-from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.spec import ServerKind, Transport
+from smbdirect_testbed.scenario import Host, Program, ServerKind, SmbServer, Transport, mounted
+
+pytestmark = pytest.mark.stands_on("test_socket.py")
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_pause.py"
 _PORT = 5520

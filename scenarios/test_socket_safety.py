@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.host import Host
-from smbdirect_testbed.loaded_driver import LoadedDriver
-from smbdirect_testbed.program import Program
+from smbdirect_testbed.scenario import Host, LoadedDriver, Program
+
+pytestmark = pytest.mark.stands_on("test_socket.py")
 
 _PROGRAM = Path(__file__).with_name("programs") / "socket_safety.py"
 _PORT = 5540

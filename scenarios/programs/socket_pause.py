@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smbdirect_testbed import socket as smbdirect
+    from smbdirect_testbed import smbdirect
 else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import smbdirect
