@@ -85,5 +85,6 @@ it does not answer: run: the agent in machine machine did not answer in 6 s
     assert summary(text) == [
         "mount.cifs[340] cannot be interrupted in smbdirect_connection_destroy_sync",
         "smbd[211] in __x64_sys_epoll_wait",
+        "echo[1]",
         "it does not answer: run: the agent in machine machine did not answer in 6 s",
     ]

@@ -30,7 +30,9 @@ for p in [0-9]*; do
     *) continue ;;
     esac
     echo "task $name $p $state"
-    cat "$p/stack"
+    # Not every architecture keeps stacks; where it waits is known on all.
+    [ ! -r "$p/stack" ] || cat "$p/stack"
+    [ -s "$p/stack" ] || echo "[<0>] $(cat "$p/wchan")"
 done 2>/dev/null
 echo "== RDMA resources"
 rdma resource show
@@ -74,18 +76,22 @@ def investigate(machines: Iterable[Machine], hosts: Iterable[Host]) -> str:
 
 def summary(text: str) -> list[str]:
     """What :func:`investigate` found, in a few lines: each task, and where it waits."""
-    found: dict[str, None] = {}
-    task, told = "", True
+    where: dict[str, list[str]] = {}
+    silent: list[str] = []
+    task = ""
     for line in text.splitlines():
         if match := _TASK.match(line):
             blocked = " cannot be interrupted" if match["state"] == "D" else ""
-            task, told = f"{match['name']}[{match['pid']}]{blocked}", False
-        elif not told and (frame := _FRAME.match(line)):
-            if not _WAITING.match(frame["function"]):
-                found[f"{task} in {frame['function']}"] = None
-                told = True
+            task = f"{match['name']}[{match['pid']}]{blocked}"
+            where[task] = []
+        elif task and (frame := _FRAME.match(line)):
+            where[task].append(frame["function"])
         elif "does not answer" in line:
-            found[line] = None
+            silent.append(line)
+    found = []
+    for task, frames in where.items():
+        telling = [f for f in frames if not _WAITING.match(f)] or frames
+        found.append(f"{task} in {telling[0]}" if telling else task)
     # Those that cannot be interrupted explain the others.
-    ordered = sorted(found, key=lambda line: "cannot be interrupted" not in line)
-    return ordered[:_MOST_TASKS]
+    found.sort(key=lambda line: "cannot be interrupted" not in line)
+    return [*found, *silent][:_MOST_TASKS]

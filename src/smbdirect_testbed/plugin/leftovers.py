@@ -19,6 +19,8 @@ _SETTLE = {RdmaType.RXE: 4.0, RdmaType.SIW: 15.0}
 """Seconds for what goes by itself: servers let go of clients that ended, and siw keeps a connection
 for 10 s."""
 _INTERVAL = 0.1
+_PASSIVE = {"environment", "server", "client", "driver", "smbd", "smbclient", "_provenance"}
+"""Fixtures of the plugin that make nothing."""
 _MOST = 8
 """Lines of a message."""
 
@@ -103,7 +105,7 @@ class _LongLivedFixtures:
         info = getattr(item, "_fixtureinfo", None)
         for found in (info.name2fixturedefs if info else {}).values():
             for definition in found:
-                if definition.scope != "function":
+                if definition.scope != "function" and definition.argname not in _PASSIVE:
                     name = f"{definition.baseid}::{definition.argname}"
                     self._definitions[name] = definition
 

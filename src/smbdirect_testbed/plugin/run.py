@@ -318,8 +318,6 @@ class RunPlugin:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._touched, self._parts = False, []
         self._context.evidence.begin()
-        if self._context.up:
-            self._context.up.leftovers.begin(item)
         self._watchdog.begin(item.nodeid, self._deadlines.of(item))
         try:
             done = yield
@@ -392,6 +390,8 @@ class RunPlugin:
             # One that failed is told to those who ask for it.
             with contextlib.suppress(TestbedError):
                 self._context.environment.wait_for_servers()
+        if self._context.up:
+            self._context.up.leftovers.begin(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

@@ -107,9 +107,13 @@ def announced(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            note.unlink(missing_ok=True)
-            with suppress(OSError):
-                note.parent.rmdir()
+            _remove(note)
+
+
+def _remove(note: Path) -> None:
+    note.unlink(missing_ok=True)
+    with suppress(OSError):
+        note.parent.rmdir()
 
 
 def killed_runs() -> Iterator[Path]:
@@ -123,7 +127,7 @@ def killed_runs() -> Iterator[Path]:
             directory = Path(file.read())
         if any((place / _NAME).exists() for place in (directory, *shares(directory))):
             yield directory
-        note.unlink(missing_ok=True)
+        _remove(note)
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
