@@ -58,7 +58,7 @@ class Evidence:
         self._pool = ThreadPoolExecutor(1)
         self._capture: WireCapture | None = None
         self._logs = environment.kernel_logs
-        self._border = _Border({name: BEGINNING for name in self._logs}, None)
+        self._border = _Border(dict.fromkeys(self._logs, BEGINNING), None)
         self._seen = Counter[str]()
         self._wire: Wire | None = None
         self._server_logs = ServerLogs()
