@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from smbdirect_testbed.lib import paths
 
 FLOORS = (
+    {"__main__"},
     {"cli", "bench"},
     {"run"},
     {"scenario"},
@@ -25,23 +28,18 @@ FLOORS = (
     {"lib"},
 )
 """From top to bottom: packages, and modules of the top level; each imports from lower floors."""
-RESULTS = {"results"}
-"""Beside the others: what a run found, read and written without any machine."""
-IN_MACHINES = {"agent", "echo", "smbdirect"}
-"""What runs in machines, with nothing but a plain Python."""
-MAY_USE = {
-    **{name: set.union(*FLOORS[n + 1 :], RESULTS) for n, f in enumerate(FLOORS[:4]) for name in f},
-    **{
-        name: set.union(*FLOORS[n + 1 :], set())
-        for n, f in enumerate(FLOORS)
-        if n > 3
-        for name in f
-    },
+FLOOR = {package: number for number, floor in enumerate(FLOORS) for package in floor}
+BESIDE: dict[str, set[str]] = {
+    # What a run found, read and written without any machine.
     "results": {"config", "lib"},
+    # What runs in machines, with nothing but a plain Python.
     "agent": set(),
     "echo": {"smbdirect"},
     "smbdirect": set(),
 }
+"""Beside the others, with the packages that each may import."""
+LOWEST_WITH_RESULTS = "plugin"
+"""The lowest floor that may import results."""
 EXCEPTIONS = {
     ("cli.main", "bench.cli"),
     ("echo.cli", "lib.errors"),
@@ -57,8 +55,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for file in paths.PACKAGE.rglob("*.py"):
         parts = file.relative_to(paths.PACKAGE).with_suffix("").parts
-        name = ".".join(p for p in parts if not p.startswith("__init__"))
-        if name and parts[-1] != "__main__":
+        if name := ".".join(part for part in parts if part != "__init__"):
             found[name] = file
     return found
 
@@ -83,15 +80,24 @@ def imports(module: str) -> Iterator[str]:
             )
 
 
+def may_use(own: str, other: str) -> bool:
+    """Whether a package may import another."""
+    if own in BESIDE:
+        return other in BESIDE[own]
+    if other == "results":
+        return FLOOR[own] <= FLOOR[LOWEST_WITH_RESULTS]
+    return FLOOR[own] < FLOOR.get(other, -1)
+
+
 def objections(module: str) -> list[str]:
     """What is wrong with a module's imports."""
     own = module.partition(".")[0]
     return [
-        f"{module} imports {other}: {own} may not use {other.partition('.')[0]}"
+        f"{module} imports {other}: {own} may not use {package}"
         for other in imports(module)
-        if own != other.partition(".")[0]
-        and other.partition(".")[0] not in MAY_USE[own]
+        if (package := other.partition(".")[0]) != own
         and (module, other) not in EXCEPTIONS
+        and not may_use(own, package)
     ]
 
 
@@ -115,7 +121,56 @@ def test_no_circles() -> None:
         follow(module, ())
 
 
-def test_every_module_imports_on_its_own() -> None:
-    for module in MODULES:
-        if not module.endswith("libvirt_worker"):
-            importlib.import_module(f"{paths.PACKAGE.name}.{module}")
+IMPORT_EACH = """
+import importlib, os, sys, traceback
+
+for name in %(others)r:
+    importlib.import_module(name)
+assert not [name for name in sys.modules if name.startswith("smbdirect_testbed")]
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            print(f"{name}: {traceback.format_exc()}", flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        print(f"{name}: status {status}")
+"""
+OTHERS = ("click", "jinja2", "psutil", "pydantic", "pydantic.dataclasses", "pytest", "rich.table")
+"""Packages that many modules import: once for all of them."""
+
+
+def failed_imports(names: Iterable[str], directory: Path) -> str:
+    """Import modules, each in an interpreter that has none of the package; what went wrong."""
+    script = IMPORT_EACH % {"others": OTHERS}
+    argv = [sys.executable, "-P", "-c", script, *names]
+    env = {**os.environ, "PYTHONPATH": str(directory)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=300)
+    return done.stdout
+
+
+def test_every_module_imports_on_its_own(tmp_path: Path) -> None:
+    assert not failed_imports((f"{paths.PACKAGE.name}.{m}" for m in sorted(MODULES)), tmp_path)
+
+
+def test_modules_that_need_each_other_are_found(tmp_path: Path) -> None:
+    """Each of them could be imported after the other."""
+    (tmp_path / "first.py").write_text("import second\nX = 1\n")
+    (tmp_path / "second.py").write_text("from first import X\n")
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)\n")
+    assert failed_imports(["first"], tmp_path).startswith("first: Traceback")
+    assert failed_imports(["second", "json"], tmp_path) == ""
+    assert failed_imports(["ends"], tmp_path).startswith("ends: status")
+
+
+def test_what_may_not_be_used_is_found() -> None:
+    assert may_use("cli", "lib")
+    assert may_use("run", "results")
+    assert not may_use("lib", "config")
+    assert not may_use("carriers", "smb")
+    assert not may_use("environment", "results")
+    assert not may_use("cli", "agent")
+    assert not may_use("agent", "lib")

@@ -37,7 +37,6 @@ def test_values_arrive_in_the_spec() -> None:
         ("mtu = 9000", "mtu = 90", r"links\[1\].mtu: .*greater than or equal to 1280"),
         ("cpus = 2", 'cpus = "2"', r"machine.cpus: input should be a valid integer, not '2'"),
         ('carrier = "vm"\n', "", "carrier: is missing"),
-        ('carrier = "vm"', 'carrier = "cloud"', "carrier: input should be 'vm'"),
         ('image = "trixie"', 'image = "woody"', "image: unknown image 'woody'"),
         ('rdma = "rxe"', 'rdma = "roce"', r"rdma: .*'rxe' or 'siw', not 'roce'"),
         ('"nbt", "smbdirect"', '"nbt", "pigeon"', r"transports\[3\]: .*not 'pigeon'"),
@@ -47,7 +46,6 @@ def test_values_arrive_in_the_spec() -> None:
         ('name = "server"', 'name = "client"', "two hosts are named client"),
         ('{ host = "server"', '{ host = "sarver"', "there is no host sarver"),
         ('kind = "smbd"\nhost = "server"', 'kind = "smbd"\nhost = "x"', "there is no host x"),
-        ('stack = "machine"', 'stack = "namespace"', 'ksmbd needs a host with stack = "machine"'),
         ('origin = "distribution"', 'origin = "tree"', "driver: origin tree needs path"),
         (
             'origin = "distribution"',
@@ -146,4 +144,4 @@ def test_environments_that_are_like_others_say_what_they_said_before() -> None:
         *(rxe.hosts, rxe.links, rxe.servers),
         rxe.driver,
     )
-    assert (uml.carrier, uml.machine.cpus, uml.machine.memory) == ("uml", 2, 1024)
+    assert (uml.carrier.value, uml.machine.cpus, uml.machine.memory) == ("uml", 2, 1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.image.recipe import read_recipe
 
 MAKEFILE = """\
 # SPDX-License-Identifier: GPL-2.0
@@ -26,4 +27,4 @@ def image_with(version: str) -> Image:
     nothing = Path("/nowhere")
     release = f"{version}+deb13-amd64"
     packages = {f"linux-image-{release}": f"{version}-1"}
-    return Image("trixie", "d", nothing, nothing, nothing, nothing, release, packages)
+    return Image(read_recipe("trixie"), "d", nothing, nothing, nothing, nothing, release, packages)

@@ -11,6 +11,7 @@ import pytest
 from smbdirect_testbed.image import image
 from smbdirect_testbed.image.image import provide_image
 from smbdirect_testbed.image.mmdebstrap import Bootstrap
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
@@ -49,7 +50,7 @@ def bootstraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bootstraps:
 
 
 def test_an_image(bootstraps: Bootstraps) -> None:
-    made = provide_image("trixie", Progress(quiet=True))
+    made = provide_image(read_recipe("trixie"), Progress(quiet=True))
     assert made.kernel_release == "7.3.4-amd64"
     assert made.kernel_version == "7.3.4-1"
     assert made.packages["samba"] == "2:4.24"
@@ -64,14 +65,14 @@ def test_an_image(bootstraps: Bootstraps) -> None:
 
 
 def test_it_is_built_once(bootstraps: Bootstraps) -> None:
-    first = provide_image("trixie", Progress(quiet=True))
-    assert provide_image("trixie", Progress(quiet=True)) == first
+    first = provide_image(read_recipe("trixie"), Progress(quiet=True))
+    assert provide_image(read_recipe("trixie"), Progress(quiet=True)) == first
     assert len(bootstraps.calls) == 1
 
 
 def test_a_refresh_with_newer_packages_is_another_image(bootstraps: Bootstraps) -> None:
-    first = provide_image("trixie", Progress(quiet=True))
-    second = provide_image("trixie", Progress(quiet=True), force=True)
+    first = provide_image(read_recipe("trixie"), Progress(quiet=True))
+    second = provide_image(read_recipe("trixie"), Progress(quiet=True), force=True)
     assert len(bootstraps.calls) == 2
     assert second.kernel_version == "7.3.4-2"
     assert second.digest != first.digest
@@ -80,5 +81,5 @@ def test_a_refresh_with_newer_packages_is_another_image(bootstraps: Bootstraps) 
 def test_no_space(bootstraps: Bootstraps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "_IMAGE_GIB", 1e9)
     with pytest.raises(ProvisionError, match="image trixie needs"):
-        provide_image("trixie", Progress(quiet=True))
+        provide_image(read_recipe("trixie"), Progress(quiet=True))
     assert bootstraps.calls == []

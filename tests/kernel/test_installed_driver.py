@@ -13,6 +13,7 @@ import pytest
 
 from smbdirect_testbed.config.spec import DriverOrigin, DriverSpec
 from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel import installed_driver
 from smbdirect_testbed.kernel.host_build import HostBuildRoot
 from smbdirect_testbed.kernel.installed_driver import provide_local_driver
@@ -28,7 +29,7 @@ def image(tmp_path: Path) -> Image:
     release = "7.3.4-amd64"
     packages = {f"linux-image-{release}": "7.3.4-1"}
     file = tmp_path / "file"
-    return Image("trixie", "digest", tmp_path, file, file, file, release, packages)
+    return Image(read_recipe("trixie"), "digest", tmp_path, file, file, file, release, packages)
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smbdirect_testbed.config.envfile import load_environment
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel import prebuild
+from smbdirect_testbed.kernel.prebuild import Ahead
 from smbdirect_testbed.lib.progress import Progress
+
+TRIXIE = read_recipe("trixie")
 
 
 @pytest.fixture
@@ -36,24 +39,20 @@ def _children() -> list[psutil.Process]:
 def test_nothing_is_begun_when_there_is_an_image(
     begun: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prebuild, "find_image", lambda name: object())
-    with prebuild.made_ahead(load_environment("uml-rxe"), Progress(quiet=True)):
+    monkeypatch.setattr(prebuild, "find_image", lambda recipe: object())
+    with prebuild.made_ahead(TRIXIE, Ahead.UML_KERNEL, Progress(quiet=True)):
         assert not _children()
     assert begun == []
 
 
-@pytest.mark.parametrize(("environment", "carrier"), [("uml-rxe", "uml"), ("rxe", "vm")])
-def test_it_ends_with_whoever_made_it_begin(
-    begun: list[list[str]], environment: str, carrier: str
-) -> None:
-    spec = load_environment(environment)
-
+@pytest.mark.parametrize("what", list(Ahead))
+def test_it_ends_with_whoever_made_it_begin(begun: list[list[str]], what: Ahead) -> None:
     def interrupted() -> None:
-        with prebuild.made_ahead(spec, Progress(quiet=True)):
+        with prebuild.made_ahead(TRIXIE, what, Progress(quiet=True)):
             assert len(_children()) == 1
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not _children()
-    assert begun[0][-4:-1] == ["smbdirect_testbed.kernel.prebuild", "trixie", carrier]
+    assert begun[0][-4:-1] == ["smbdirect_testbed.kernel.prebuild", "trixie", what.value]

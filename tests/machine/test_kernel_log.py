@@ -10,7 +10,7 @@ from tests.helpers.fake_machine import FakeMachine
 from tests.helpers.paths import DATA
 
 from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.machine.kernel_log import KernelLog, SplatKind, find_splats
+from smbdirect_testbed.machine.kernel_log import BEGINNING, KernelLog, SplatKind, find_splats
 
 _LOGS = DATA / "kernel_log"
 
@@ -175,6 +175,17 @@ def test_marks_of_a_machine_that_died(machine: _FakeMachine) -> None:
     end = log.mark("test_a ends")
     assert [s.kind for s in find_splats(log.between(begin, end))] == [SplatKind.PANIC]
     assert log.between(end, log.mark("next")) == ""
+
+
+def test_a_log_outlives_its_file(machine: _FakeMachine) -> None:
+    log = KernelLog(machine)
+    with log.held() as held:
+        mark = log.mark("the last scenario ends")
+        machine.say("late")
+        machine.console.unlink()
+        assert held.since(mark) == "[   12.345678] late\n"
+        assert held.since(BEGINNING).startswith("[    0.000000] Linux\n")
+        assert held.all().endswith(b"late\r\n")
 
 
 def test_a_mark_that_does_not_show(machine: _FakeMachine) -> None:

@@ -16,6 +16,7 @@ import pytest
 from smbdirect_testbed.carriers.uml.provide import UmlMachine, uml_machine
 from smbdirect_testbed.config.spec import DriverSpec, MachineSpec
 from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.kernel.uml import provide_uml_kernel
 from smbdirect_testbed.lib import paths
@@ -109,7 +110,7 @@ class Runner:
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     progress = Progress()
-    image = provide_image("trixie", progress)
+    image = provide_image(read_recipe("trixie"), progress)
     kernel = provide_uml_kernel(image, progress)
     driver = provide_driver(DriverSpec(), image, progress, kernel)
     directory = tmp_path_factory.mktemp("runner")

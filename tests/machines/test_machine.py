@@ -24,6 +24,7 @@ from smbdirect_testbed.carriers.vm.provide import (
 )
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image, provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.lib.errors import CommandFailed, MachineDied, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.kernel_log import KernelLog, SplatKind, find_splats
@@ -35,7 +36,7 @@ _SMALL = MachineSpec(memory=1024)
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    return provide_image("trixie", Progress())
+    return provide_image(read_recipe("trixie"), Progress())
 
 
 @pytest.fixture(scope="module")

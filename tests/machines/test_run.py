@@ -10,6 +10,7 @@ from tests.machines.conftest import Outcome, Sabotaged, Testbed
 
 from smbdirect_testbed.config.spec import DriverSpec
 from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.driver_source import resolve
 from smbdirect_testbed.lib.progress import Progress
 
@@ -105,7 +106,7 @@ def test_a_panic_is_told_as_such_and_the_results_are_complete(sabotaged: Sabotag
 def test_a_users_tree_is_built_and_its_errors_are_shown(testbed: Testbed, tmp_path: Path) -> None:
     tree = tmp_path / "linux"
     progress = Progress(quiet=True)
-    resolve(DriverSpec(), provide_image("trixie", progress), progress).write(tree)
+    resolve(DriverSpec(), provide_image(read_recipe("trixie"), progress), progress).write(tree)
     source = tree / "fs/smb/smbdirect/socket.c"
     good = source.read_text()
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from tests.machines.conftest import Testbed
 
+from smbdirect_testbed.carriers.carrier import TemplatePlan
 from smbdirect_testbed.carriers.machine_files import VmState
 from smbdirect_testbed.carriers.machine_process import Identity, open_process
 from smbdirect_testbed.carriers.vm.provide import VmMachine, vm_machine
-from smbdirect_testbed.carriers.vm.template import TemplatePlan
 from smbdirect_testbed.config.spec import DriverSpec, MachineSpec
 from smbdirect_testbed.image.image import Image, provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ProvisionError
@@ -33,7 +34,7 @@ _NAMES = ("one", "two")
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    return provide_image("trixie", Progress())
+    return provide_image(read_recipe("trixie"), Progress())
 
 
 @pytest.fixture(scope="module")

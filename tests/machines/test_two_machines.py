@@ -13,6 +13,7 @@ from tests.machines.conftest import Sabotaged, Testbed
 
 from smbdirect_testbed.carriers.vm.machine import VmMachine
 from smbdirect_testbed.config.envfile import load_environment
+from smbdirect_testbed.environment.blueprint import resolve
 from smbdirect_testbed.environment.provide import provide
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ExitStatus, MachineDied
@@ -27,7 +28,7 @@ _BOTH_CARRIERS = pytest.mark.parametrize("name", ["rxe-two-machines", "uml-rxe-t
 
 @_BOTH_CARRIERS
 def test_one_dies_and_the_other_lives(name: str, tmp_path: Path) -> None:
-    with provide(load_environment(name), Progress(), tmp_path) as environment:
+    with provide(resolve(load_environment(name)), Progress(), tmp_path) as environment:
         client, server = environment.hosts["client"], environment.hosts["server"]
         assert client.machine is not server.machine
         for here, there in ((client, server), (server, client)):

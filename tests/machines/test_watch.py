@@ -10,6 +10,7 @@ from tests.machines.conftest import Testbed
 
 from smbdirect_testbed.config.spec import DriverSpec
 from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.driver_source import resolve
 from smbdirect_testbed.lib.errors import ExitStatus
 from smbdirect_testbed.lib.progress import Progress
@@ -23,7 +24,7 @@ _WAITING = "waiting for a save; Ctrl-C ends"
 def test_save_see_mend_and_leave(testbed: Testbed, tmp_path: Path) -> None:
     tree = tmp_path / "linux"
     progress = Progress(quiet=True)
-    resolve(DriverSpec(), provide_image("trixie", progress), progress).write(tree)
+    resolve(DriverSpec(), provide_image(read_recipe("trixie"), progress), progress).write(tree)
     source = tree / "fs/smb/smbdirect/socket.c"
     good = source.read_text()
     results = testbed.directory / "results"

@@ -9,7 +9,7 @@ from tests.helpers.kernel_trees import FILES, MAKEFILE, image_with
 
 from smbdirect_testbed.carriers.vm.kvm_probe import KvmVerdict
 from smbdirect_testbed.config.envfile import load_environment
-from smbdirect_testbed.config.spec import EnvironmentSpec
+from smbdirect_testbed.environment.blueprint import Blueprint
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.run import runner
@@ -86,8 +86,8 @@ def test_what_follows_the_verdict_does_not_change_it(
     provided: list[str] = []
     said: list[str] = []
 
-    def provide_parts(spec: EnvironmentSpec, progress: Progress) -> None:
-        provided.append(spec.name)
+    def provide_parts(blueprint: Blueprint, progress: Progress) -> None:
+        provided.append(blueprint.spec.name)
         if outcome:
             raise outcome
 

@@ -26,9 +26,11 @@ from smbdirect_testbed.config.spec import (
     Role,
 )
 from smbdirect_testbed.environment import instance
+from smbdirect_testbed.environment.blueprint import resolve
 from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.environment.provide import provide, started_machines
 from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS, provide_toolchain
 from smbdirect_testbed.lib.errors import MachineDied
 from smbdirect_testbed.lib.progress import Progress
@@ -250,7 +252,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
 def _environment(name: str, settings: Settings) -> Iterator[Environment]:
     with (
         instance.new_instance(f"bench-{name}", keep=False) as made,
-        provide(load_environment(name), settings.progress, made.directory) as environment,
+        provide(resolve(load_environment(name)), settings.progress, made.directory) as environment,
     ):
         yield environment
 
@@ -263,7 +265,7 @@ def _bare_machine(
     spec = spec or load_environment(name)
     with (
         instance.new_instance(f"bench-{name}-bare", keep=False) as made,
-        started_machines(spec, settings.progress, made.directory) as started,
+        started_machines(resolve(spec), settings.progress, made.directory) as started,
     ):
         (machine,) = started.machines.values()
         LoadedDriver(machine, started.driver).load()
@@ -278,7 +280,8 @@ def _crash(machine: Machine) -> None:
 @contextmanager
 def _kernel_tree(settings: Settings) -> Iterator[Path]:
     """A part of a kernel tree with the driver in it, as a developer would have it."""
-    toolchain = provide_toolchain(provide_image("trixie", settings.progress), settings.progress)
+    image = provide_image(read_recipe("trixie"), settings.progress)
+    toolchain = provide_toolchain(image, settings.progress)
     with tempfile.TemporaryDirectory(prefix="smbdirect-testbed-bench-") as directory:
         tree = Path(directory) / "linux"
         parts = {toolchain.source / part: tree / part for part in SOURCE_PARTS}

@@ -56,12 +56,12 @@ def with_virtme(times: int, progress: Progress) -> Iterator[Figure]:
 
 
 def _argv(progress: Progress) -> list[str]:
-    image = provide_image(_IMAGE, progress)
+    image = provide_image(read_recipe(_IMAGE), progress)
     packages = (
         f"linux-image-{image.kernel_release}={image.kernel_version}",
         *("bash", "iproute2", "kmod", "udev"),
     )
-    root = provide_build_root("virtme", read_recipe(_IMAGE).suites, packages, (), progress)
+    root = provide_build_root("virtme", image.recipe.suites, packages, (), progress)
     kernel = root.directory / "boot" / f"vmlinuz-{image.kernel_release}"
     return [
         *("vng", "--disable-kvm", "--disable-monitor", "--force-9p"),

@@ -13,6 +13,7 @@ from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.carriers.vm.trial import try_domain
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import find_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.uml import find_uml_program
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -51,7 +52,7 @@ def try_uml(image: str, spec: MachineSpec) -> Trial:
 
     :param image: the name of its recipe
     """
-    made = find_image(image)
+    made = find_image(read_recipe(image))
     program = find_uml_program(made) if made else None
 
     def start(directory: Path) -> Trial:

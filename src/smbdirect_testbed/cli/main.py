@@ -267,13 +267,14 @@ def prepare(env: str | None, driver: Path | None) -> None:
 
     If ENV is left out: what runs are quickest in on this computer.
     """
+    from smbdirect_testbed.environment.blueprint import resolve
     from smbdirect_testbed.environment.provide import provide_parts
     from smbdirect_testbed.run.runner import quickest_environment
 
     progress = Progress()
     spec = _spec(env or quickest_environment(), driver, cold=False)
     _remove_orphans(progress)
-    provide_parts(spec, progress)
+    provide_parts(resolve(spec), progress)
     progress.say(f"{spec.name} is prepared")
 
 

@@ -17,6 +17,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from smbdirect_testbed.config.kinds import CarrierKind as CarrierKind
+from smbdirect_testbed.config.kinds import ServerKind as ServerKind
 from smbdirect_testbed.config.rdma import RdmaType as RdmaType
 from smbdirect_testbed.lib import paths
 
@@ -24,20 +26,6 @@ _STRICT = ConfigDict(extra="forbid")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,11}$")]
 """A host's or link's name: short enough to be part of an interface name (15 bytes)."""
-
-
-class CarrierKind(StrEnum):
-    """What provides a running kernel.
-
-    ::
-
-        if environment.spec.carrier is CarrierKind.LOCAL:
-            pytest.skip("it would panic this computer")
-    """
-
-    VM = "vm"
-    UML = "uml"
-    LOCAL = "local"
 
 
 class Transport(StrEnum):
@@ -52,19 +40,6 @@ class Transport(StrEnum):
     TCP = "tcp"
     NBT = "nbt"
     SMBDIRECT = "smbdirect"
-
-
-class ServerKind(StrEnum):
-    """An SMB server implementation.
-
-    ::
-
-        if running := environment.server(ServerKind.SMBD):
-            running.check()
-    """
-
-    SMBD = "smbd"
-    KSMBD = "ksmbd"
 
 
 class Role(StrEnum):
@@ -202,7 +177,7 @@ class LinkSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class ServerSpec:
-    """An SMB server that a host runs: smbd from the start, ksmbd when a scenario asks for it.
+    """An SMB server that a host runs; smbd from the start, ksmbd when a scenario asks for it.
 
     :param transports: what it listens on
     """
@@ -264,24 +239,7 @@ class EnvironmentSpec:
                 raise ValueError(
                     f"servers: there is no host {server.host} (hosts are {', '.join(names)})"
                 )
-            if (
-                server.kind is ServerKind.KSMBD
-                and self.host(server.host).stack is not Stack.MACHINE
-            ):
-                raise ValueError('servers: ksmbd needs a host with stack = "machine"')
-        self._check_local()
         return self
-
-    def _check_local(self) -> None:
-        """Raise ValueError for values that only some carriers can have."""
-        if self.carrier is not CarrierKind.LOCAL:
-            if self.driver.origin is DriverOrigin.INSTALLED:
-                raise ValueError("driver: origin installed needs carrier local")
-            return
-        if len(self.machines) > 1:
-            raise ValueError("hosts: carrier local has one machine, this computer")
-        if self.machine.kernel_options:
-            raise ValueError("machine: carrier local runs on a kernel that has its options already")
 
     @property
     def shares_network(self) -> bool:

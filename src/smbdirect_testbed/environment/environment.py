@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smbdirect_testbed.carriers.carrier import Kernel
 from smbdirect_testbed.config.spec import EnvironmentSpec, Role, ServerKind
 from smbdirect_testbed.image.image import Image
-from smbdirect_testbed.kernel.running import RunningKernel
-from smbdirect_testbed.kernel.uml import UmlKernel
 from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.host import Host
@@ -18,10 +17,6 @@ from smbdirect_testbed.machine.kernel_log import KernelLog
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine.machine import Machine
 from smbdirect_testbed.smb.server import SmbServer
-from smbdirect_testbed.smb.smbd import Smbd
-
-Kernel = UmlKernel | RunningKernel
-"""A kernel that is not the image's own."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Environment:
     hosts: Mapping[str, Host]
     kernel_logs: Mapping[str, KernelLog]
     directory: Path
-    starting: dict[ServerKind, Background[Smbd]] = field(default_factory=dict)
+    starting: dict[ServerKind, Background[SmbServer]] = field(default_factory=dict)
 
     @property
     def machine(self) -> Machine:

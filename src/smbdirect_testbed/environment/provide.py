@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from smbdirect_testbed.carriers.carrier import Kernel, MachineParts, TemplatePlan
 from smbdirect_testbed.carriers.machine_links import links_between_machines
 from smbdirect_testbed.carriers.start import machine_directory, started_machine
-from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec, ServerKind, Transport
-from smbdirect_testbed.environment.environment import Environment, Kernel
+from smbdirect_testbed.config.spec import ServerSpec
+from smbdirect_testbed.environment.blueprint import Blueprint
+from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.environment.template_contents import template_plan
 from smbdirect_testbed.evidence.capture import captured_host, start_capture
 from smbdirect_testbed.image.image import Image, provide_image
-from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.prebuild import made_ahead
-from smbdirect_testbed.kernel.running import RunningKernel
-from smbdirect_testbed.kernel.uml import UmlKernel
-from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
 from smbdirect_testbed.lib import cancel
 from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import carrier_failures
@@ -33,7 +31,9 @@ from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.machine.machine import Machine
 from smbdirect_testbed.machine.running_agent import running_agent
 from smbdirect_testbed.machine.topology import made_hosts
-from smbdirect_testbed.smb.smbd import Smbd, known_transports, running_smbd
+from smbdirect_testbed.smb.server import SmbServer, running
+from smbdirect_testbed.smb.servers import ServerType
+from smbdirect_testbed.smb.smbd import known_transports
 from smbdirect_testbed.smb.transports import SambaTransports
 
 _kept: list[ExitStack] = []
@@ -51,7 +51,7 @@ def anything_kept() -> bool:
 
 @contextmanager
 def provide(
-    spec: EnvironmentSpec,
+    blueprint: Blueprint,
     progress: Progress,
     directory: Path,
     *,
@@ -66,8 +66,9 @@ def provide(
     :raises UsageError: the spec asks for something that does not exist
     :raises ProvisionError: a step failed
     """
+    spec = blueprint.spec
     with ExitStack() as stack:
-        started = stack.enter_context(started_machines(spec, progress, directory, keep=keep))
+        started = stack.enter_context(started_machines(blueprint, progress, directory, keep=keep))
         machines = started.machines
         # Work that mostly waits for a machine is done in parallel.
         pool = stack.enter_context(ThreadPoolExecutor())
@@ -77,7 +78,6 @@ def provide(
             name: LoadedDriver(machine, started.driver) for name, machine in machines.items()
         }
         loading = pool.submit(cancel.carried(partial(_load, list(drivers.values()), progress)))
-        smbds = [server for server in spec.servers if server.kind is ServerKind.SMBD]
         samba = {
             name: pool.submit(
                 cancel.carried(
@@ -86,7 +86,7 @@ def provide(
                     )
                 )
             )
-            for name in {spec.host(server.host).machine for server in smbds}
+            for name in {spec.host(server.host).machine for server in blueprint.early_servers}
         }
         capture: Future[None] | None = None
 
@@ -104,9 +104,10 @@ def provide(
         environment = Environment(
             spec, started.image, started.kernel, machines, drivers, hosts, logs, directory
         )
-        for server in smbds:
+        for server in blueprint.early_servers:
             host = hosts[server.host]
-            starting = _started_smbd(host, samba[host.machine.name], server.transports, progress)
+            kind = blueprint.server_types[server.kind]
+            starting = _started_server(server, kind, host, samba[host.machine.name], progress)
             environment.starting[server.kind] = stack.enter_context(Background(starting))
         if capture:
             capture.result()
@@ -119,16 +120,18 @@ def provide(
 
 
 @contextmanager
-def _started_smbd(
+def _started_server(
+    server: ServerSpec,
+    kind: ServerType,
     host: Host,
     samba: Future[SambaTransports],
-    transports: Sequence[Transport],
     progress: Progress,
-) -> Iterator[Smbd]:
+) -> Iterator[SmbServer]:
     with ExitStack() as stack:
-        with progress.phase("servers", "starting smbd"):
-            smbd = stack.enter_context(running_smbd(host, samba.result(), transports))
-        yield smbd
+        with progress.phase("servers", f"starting {server.kind}"):
+            made = kind.make(host, server.transports, samba.result())
+            started = stack.enter_context(running(made))
+        yield started
 
 
 def _load(drivers: Sequence[LoadedDriver], progress: Progress) -> None:
@@ -151,19 +154,8 @@ class StartedMachines:
     machines: Mapping[str, Machine]
 
 
-def require_possible(spec: EnvironmentSpec) -> None:
-    """Check quickly whether this computer permits an environment.
-
-    :raises ProvisionError: it does not
-    """
-    if spec.carrier is CarrierKind.LOCAL:
-        from smbdirect_testbed.carriers.local.checks import require_computer
-
-        require_computer(spec, RunningKernel())
-
-
 def provide_parts(
-    spec: EnvironmentSpec, progress: Progress
+    blueprint: Blueprint, progress: Progress
 ) -> tuple[Image, Kernel | None, BuiltDriver]:
     """The parts that machines are started from, made first if they are not in the cache.
 
@@ -171,52 +163,54 @@ def provide_parts(
     :raises CarrierFailed: there is no kernel for the machines
     :raises ProvisionError: another step failed
     """
-    require_possible(spec)
-    with made_ahead(spec, progress):
-        image = provide_image(spec.image, progress)
-    if spec.carrier is CarrierKind.LOCAL:
-        from smbdirect_testbed.kernel.installed_driver import provide_local_driver
-
-        running = RunningKernel()
-        return image, running, provide_local_driver(spec.driver, image, progress, running)
-    kernel: UmlKernel | None = None
-    if spec.carrier is CarrierKind.UML:
-        with carrier_failures():
-            kernel = provide_kernel(spec.driver, image, progress)
-    return image, kernel, provide_driver(spec.driver, image, progress, kernel)
+    carrier, driver = blueprint.carrier, blueprint.spec.driver
+    carrier.require_possible(blueprint.spec)
+    with made_ahead(blueprint.recipe, carrier.ahead, progress):
+        image = provide_image(blueprint.recipe, progress)
+    with carrier_failures():
+        kernel: Kernel | None = carrier.provide_kernel(driver, image, progress)
+    return image, kernel, carrier.provide_driver(driver, image, kernel, progress)
 
 
 @contextmanager
 def started_machines(
-    spec: EnvironmentSpec, progress: Progress, directory: Path, *, keep: bool = False
+    blueprint: Blueprint, progress: Progress, directory: Path, *, keep: bool = False
 ) -> Iterator[StartedMachines]:
-    """The machines that a spec names, with the links between them.
+    """The machines of an environment, with the links between them.
 
     :param directory: the instance's state directory
     :raises UsageError: the spec asks for something that is not there
     :raises CarrierFailed: a machine could not be started
     :raises ProvisionError: another step failed
     """
-    image, kernel, built = provide_parts(spec, progress)
+    spec = blueprint.spec
+    image, kernel, built = provide_parts(blueprint, progress)
     each = {name: progress.parallel() for name in spec.machines}
     with ExitStack() as stack:
         with links_between_machines(spec) as links:
-            contexts = {
-                name: started_machine(
-                    name,
-                    image,
-                    kernel,
-                    built,
-                    spec,
-                    machine_directory(directory, name),
-                    of_machine,
-                    keep=keep,
-                    plan=None if kernel else template_plan(spec, name, built),
+            parts = {
+                name: MachineParts(
+                    name=name,
+                    image=image,
+                    spec=spec.machine,
+                    directory=machine_directory(directory, name),
+                    kernel=kernel,
+                    driver=built,
                     links=links[name],
+                    own_network=not spec.shares_network,
+                    template=_template(blueprint, name, built),
                 )
+                for name in each
+            }
+            contexts = {
+                name: started_machine(spec.carrier, parts[name], of_machine, keep=keep)
                 for name, of_machine in each.items()
             }
             with carrier_failures():
                 machines = enter_together(stack, contexts)
         progress.join(each.values())
         yield StartedMachines(image, kernel, built, machines)
+
+
+def _template(blueprint: Blueprint, name: str, built: BuiltDriver) -> TemplatePlan | None:
+    return template_plan(blueprint, name, built) if blueprint.carrier.clones else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smbdirect_testbed.image.mmdebstrap import Bootstrap, bootstrap_nothing, hook
-from smbdirect_testbed.image.recipe import Recipe, file_mode, read_recipe, recipe_digest
+from smbdirect_testbed.image.recipe import Recipe, file_mode, recipe_digest
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.progress import Progress
 
@@ -30,17 +30,17 @@ class Image:
 
     ::
 
-        image = provide_image("trixie", progress)
+        image = provide_image(read_recipe("trixie"), progress)
         assert "samba" in image.packages
 
-    :param name: of its recipe
+    :param recipe: what it was made by
     :param digest: of the recipe and of the packages' versions
     :param root: an erofs file system
     :param kernel_release: as printed by ``uname -r``
     :param packages: version by name, of all packages
     """
 
-    name: str
+    recipe: Recipe
     digest: str
     directory: Path
     root: Path
@@ -50,48 +50,47 @@ class Image:
     packages: Mapping[str, str]
 
     @property
+    def name(self) -> str:
+        """The name of its recipe."""
+        return self.recipe.name
+
+    @property
     def kernel_version(self) -> str:
         """The version of the kernel's Debian package."""
         return self.packages[f"linux-image-{self.kernel_release}"]
 
 
-def provide_image(name: str, progress: Progress, *, force: bool = False) -> Image:
+def provide_image(recipe: Recipe, progress: Progress, *, force: bool = False) -> Image:
     """The image of a recipe, which is made first if it is not in the cache.
 
     :param force: make it again, with today's packages
-    :raises UsageError: there is no such recipe, or something in it is wrong
     :raises ProvisionError: it could not be made
     """
-    recipe = read_recipe(name)
+    name = recipe.name
     finish = paths.images() / "guest" / "finish"
     key = _key(recipe, finish)
 
     def make(directory: Path) -> None:
         with progress.phase("image", f"building image {name}"):
             cache.require_space(directory, _IMAGE_GIB, f"image {name}")
-            _make(name, key, recipe, finish, directory, progress)
+            _make(key, recipe, finish, directory, progress)
 
     entry = cache.provide("images", f"{name}-{key[:16]}", make, progress, force=force)
-    return _read(name, entry)
+    return _read(recipe, entry)
 
 
-def find_image(name: str) -> Image | None:
-    """The image of a recipe, if it is in the cache.
-
-    :raises UsageError: there is no such recipe, or something in it is wrong
-    """
-    key = _key(read_recipe(name), paths.images() / "guest" / "finish")
-    entry = paths.cache() / "images" / f"{name}-{key[:16]}"
-    return _read(name, entry) if entry.is_dir() else None
+def find_image(recipe: Recipe) -> Image | None:
+    """The image of a recipe, if it is in the cache."""
+    key = _key(recipe, paths.images() / "guest" / "finish")
+    entry = paths.cache() / "images" / f"{recipe.name}-{key[:16]}"
+    return _read(recipe, entry) if entry.is_dir() else None
 
 
 def _key(recipe: Recipe, finish: Path) -> str:
     return cache.digest([_VERSION, recipe_digest(recipe), finish.read_bytes()])
 
 
-def _make(
-    name: str, key: str, recipe: Recipe, finish: Path, directory: Path, progress: Progress
-) -> None:
+def _make(key: str, recipe: Recipe, finish: Path, directory: Path, progress: Progress) -> None:
     files = directory / "files.tar"
     _pack(recipe, finish, files)
     what = Bootstrap(
@@ -103,7 +102,7 @@ def _make(
             hook("copy-out", "/.testbed/out", directory),
         ),
     )
-    bootstrap_nothing(what, cache.log_file(f"image-{name}"), progress)
+    bootstrap_nothing(what, cache.log_file(f"image-{recipe.name}"), progress)
     files.unlink()
     out = directory / "out"
     for file in out.iterdir():
@@ -114,7 +113,7 @@ def _make(
         line.split(" ", 1) for line in (directory / "packages").read_text().splitlines()
     )
     facts = {
-        "name": name,
+        "name": recipe.name,
         "digest": cache.digest([key, (directory / "packages").read_bytes()]),
         "kernel_release": (directory / "kernel-release").read_text().strip(),
         "packages": packages,
@@ -124,10 +123,10 @@ def _make(
     (directory / "image.json").write_text(json.dumps(facts, indent=1))
 
 
-def _read(name: str, directory: Path) -> Image:
+def _read(recipe: Recipe, directory: Path) -> Image:
     facts = json.loads((directory / "image.json").read_text())
     return Image(
-        name=name,
+        recipe=recipe,
         digest=facts["digest"],
         directory=directory,
         root=directory / "root.erofs",

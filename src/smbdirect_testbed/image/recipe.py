@@ -51,6 +51,7 @@ class InitramfsRecipe:
 class Recipe:
     """The contents of an image: a file in ``vm-images/``.
 
+    :param name: its file's, without ``.toml``
     :param suite: the Debian suite
     :param backports: take every package from the suite's backports if it is there
     :param packages: installed packages
@@ -60,6 +61,8 @@ class Recipe:
     :param files: file next to the recipe by path in the image; it stays executable
     """
 
+    # What an image is made of does not depend on it, and so its digest must not.
+    name: Annotated[str, Field(repr=False)]
     description: str
     suite: Annotated[str, Field(pattern=r"^[a-z]+$")]
     kernel: KernelRecipe
@@ -92,7 +95,10 @@ def read_recipe(name: str, directory: Path | None = None) -> Recipe:
         raise UsageError(
             f"there is no image {name!r}", hint=f"images are {', '.join(recipe_names(directory))}"
         )
-    recipe = validate(TypeAdapter(Recipe), parse_toml(file.read_text(errors="replace"), file), file)
+    table = parse_toml(file.read_text(errors="replace"), file)
+    if "name" in table:
+        raise UsageError(f"{file}: name: an image is named by its file; remove the key")
+    recipe = validate(TypeAdapter(Recipe), {"name": name, **table}, file)
     for source in (recipe.initramfs.init, *recipe.files.values()):
         if not (directory / source).is_file():
             raise UsageError(f"{file}: there is no file {directory / source}")

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 
-from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec
 from smbdirect_testbed.image.image import find_image
+from smbdirect_testbed.image.recipe import Recipe, read_recipe
 from smbdirect_testbed.kernel.toolchain import provide_newest_toolchain
 from smbdirect_testbed.kernel.uml import provide_newest_uml_kernel
 from smbdirect_testbed.lib.errors import TestbedError
@@ -25,17 +26,25 @@ from smbdirect_testbed.lib.progress import Progress
 _STOP_SECONDS = 20.0
 
 
+class Ahead(StrEnum):
+    """What is made meanwhile."""
+
+    TOOLCHAIN = "toolchain"
+    UML_KERNEL = "uml-kernel"
+    """And the toolchain that it is built with."""
+
+
 @contextmanager
-def made_ahead(spec: EnvironmentSpec, progress: Progress) -> Iterator[None]:
-    """If the image must be made, make the other parts of ``spec`` in the background.
+def made_ahead(recipe: Recipe, what: Ahead, progress: Progress) -> Iterator[None]:
+    """If an image must be made, make what goes with it in the background.
 
     Parts that are not finished when the block ends are made by the code that needs them.
     """
-    if find_image(spec.image):
+    if find_image(recipe):
         yield
         return
     argv = ["setpriv", "--pdeathsig", "INT", sys.executable, "-m", __name__]
-    argv += [spec.image, spec.carrier.value, str(progress.started)]
+    argv += [recipe.name, what.value, str(progress.started)]
     proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
@@ -52,17 +61,20 @@ def made_ahead(spec: EnvironmentSpec, progress: Progress) -> Iterator[None]:
         proc.wait()
 
 
-def main(image: str, carrier: str, started: str) -> int:
-    """Make the other parts for an image; the exit status says whether they were made.
+def main(image: str, what: str, started: str) -> int:
+    """Make what goes with an image; the exit status says whether it was made.
 
+    :param image: the name of its recipe
+    :param what: an :class:`Ahead`
     :param started: monotonic time at which the user's command began, as progress counts it
     """
     progress = Progress(started=float(started))
     try:
-        if carrier == CarrierKind.UML:
-            provide_newest_uml_kernel(image, progress)
+        recipe = read_recipe(image)
+        if Ahead(what) is Ahead.UML_KERNEL:
+            provide_newest_uml_kernel(recipe, progress)
         else:
-            provide_newest_toolchain(image, progress)
+            provide_newest_toolchain(recipe, progress)
     except TestbedError:
         return 1
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from smbdirect_testbed.config import rdma
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.image.mmdebstrap import PackageMissing
-from smbdirect_testbed.image.recipe import read_recipe
+from smbdirect_testbed.image.recipe import Recipe
 from smbdirect_testbed.kernel.build_root import BuildRoot, provide_build_root
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -103,13 +103,13 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
         it failed
     """
     kernel = KernelPackages.of(image)
-    newest = provide_newest_toolchain(image.name, progress)
+    newest = provide_newest_toolchain(image.recipe, progress)
     if newest.kernel == kernel:
         return newest
     # The image was made on another day than the build root.
     exact = (f"{kernel.headers}={kernel.version}", f"{kernel.source}={kernel.version}")
     try:
-        return Toolchain(kernel, _provide_root(image.name, exact, progress))
+        return Toolchain(kernel, _provide_root(image.recipe, exact, progress))
     except PackageMissing as e:
         raise ProvisionError(
             f"the archive no longer has {e.package} {kernel.version}, "
@@ -118,16 +118,16 @@ def provide_toolchain(image: Image, progress: Progress) -> Toolchain:
         ) from e
 
 
-def provide_newest_toolchain(image: str, progress: Progress) -> Toolchain:
+def provide_newest_toolchain(recipe: Recipe, progress: Progress) -> Toolchain:
     """The toolchain for the kernel of an image that is made today.
 
     So it can be made in parallel with the image, before the image's kernel is known for sure.
 
-    :param image: the name of its recipe
+    :param recipe: of the image
     :raises ProvisionError: making it failed
     """
-    headers = read_recipe(image).kernel.package.replace("linux-image", "linux-headers")
-    root = _provide_root(image, (headers, "linux-source"), progress)
+    headers = recipe.kernel.package.replace("linux-image", "linux-headers")
+    root = _provide_root(recipe, (headers, "linux-source"), progress)
     found = [
         KernelPackages(name.removeprefix("linux-headers-"), version)
         for name, version in root.packages.items()
@@ -138,10 +138,9 @@ def provide_newest_toolchain(image: str, progress: Progress) -> Toolchain:
     return Toolchain(found[0], root)
 
 
-def _provide_root(image: str, kernel: tuple[str, ...], progress: Progress) -> BuildRoot:
+def _provide_root(recipe: Recipe, kernel: tuple[str, ...], progress: Progress) -> BuildRoot:
     compiler = ("bc", "bison", "flex", "gcc", "kmod", "libc6-dev", "make", "xz-utils")
-    suites = read_recipe(image).suites
-    return provide_build_root("driver", suites, (*compiler, *kernel), _HOOKS, progress)
+    return provide_build_root("driver", recipe.suites, (*compiler, *kernel), _HOOKS, progress)
 
 
 def _hook(command: str) -> str:

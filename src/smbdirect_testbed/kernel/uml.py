@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed.config import rdma
 from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.image.recipe import Recipe
 from smbdirect_testbed.kernel.build_root import BuildRoot
 from smbdirect_testbed.kernel.toolchain import (
     QUICK,
@@ -107,13 +108,13 @@ def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
     return _provide(provide_toolchain(image, progress), progress)
 
 
-def provide_newest_uml_kernel(image: str, progress: Progress) -> UmlKernel:
+def provide_newest_uml_kernel(recipe: Recipe, progress: Progress) -> UmlKernel:
     """User Mode Linux for an image that may not be there yet.
 
-    :param image: the name of its recipe
+    :param recipe: of the image
     :raises ProvisionError: the source cannot be had, or does not compile
     """
-    return _provide(provide_newest_toolchain(image, progress), progress)
+    return _provide(provide_newest_toolchain(recipe, progress), progress)
 
 
 def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
+from typing import BinaryIO
 from uuid import uuid4
 
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
@@ -266,6 +267,34 @@ class Mark:
     end: int
 
 
+BEGINNING = Mark("begin", 0, 0)
+"""Before all that a kernel said."""
+
+
+class HeldLog:
+    """A kernel log that can be read although its machine and its file are gone.
+
+    ::
+
+        with environment.kernel_logs["machine"].held() as log:
+            environment_is_taken_down()
+            late = log.since(mark)
+    """
+
+    def __init__(self, console: BinaryIO) -> None:
+        self._console = console
+
+    def all(self) -> bytes:
+        """Everything, as the console has it."""
+        self._console.seek(0)
+        return self._console.read()
+
+    def since(self, mark: Mark) -> str:
+        """What the kernel said after a mark."""
+        self._console.seek(mark.end)
+        return _text(self._console.read())
+
+
 class KernelLog:
     """A machine's kernel log, divided by markers that are written into it."""
 
@@ -302,7 +331,13 @@ class KernelLog:
         with self._machine.console.open("rb") as console:
             console.seek(start.end)
             data = console.read() if end is None else console.read(max(0, end.start - start.end))
-        return data.decode(errors="replace").replace("\r\n", "\n")
+        return _text(data)
+
+    @contextmanager
+    def held(self) -> Iterator[HeldLog]:
+        """The log, also when the machine's directory goes while the context lasts."""
+        with self._machine.console.open("rb") as console:
+            yield HeldLog(console)
 
     def _find(self, token: str, start: int) -> tuple[int, int] | None:
         dead = self._machine.death()
@@ -320,3 +355,7 @@ class KernelLog:
             return self._machine.console.stat().st_size
         except FileNotFoundError as e:
             raise ProvisionError(f"machine {self._machine.name} has no console") from e
+
+
+def _text(console: bytes) -> str:
+    return console.decode(errors="replace").replace("\r\n", "\n")

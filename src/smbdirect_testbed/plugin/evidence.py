@@ -21,7 +21,7 @@ from smbdirect_testbed.evidence.capture import (
     capturing,
 )
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
-from smbdirect_testbed.machine.kernel_log import Mark, Splat, SplatKind, find_splats
+from smbdirect_testbed.machine.kernel_log import BEGINNING, Mark, Splat, SplatKind, find_splats
 from smbdirect_testbed.plugin.server_logs import ServerLogs
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Evidence:
         self._pool = ThreadPoolExecutor(1)
         self._capture: WireCapture | None = None
         self._logs = environment.kernel_logs
-        self._border = _Border({name: Mark("begin", 0, 0) for name in self._logs}, None)
+        self._border = _Border(dict.fromkeys(self._logs, BEGINNING), None)
         self._seen = Counter[str]()
         self._wire: Wire | None = None
         self._server_logs = ServerLogs()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from smbdirect_testbed.config.spec import EnvironmentSpec, RdmaType, Role, ServerKind, Transport
+from smbdirect_testbed.smb.servers import SERVERS, server_names
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ MARKERS = (
 OLD_NAMES = {"kernel_mistake": "known_splat"}
 """Markers that were renamed: the old name, and the new one. Both work."""
 
-_KNOWN = {e.value for kind in (ServerKind, Transport, RdmaType, Role) for e in kind}
 _TRANSPORTS = {t.value for t in Transport}
-_SERVERS = {kind.value: kind for kind in ServerKind}
-"""Servers by name; a fixture of that name provides the running one."""
+_NO_SERVERS = {e.value for kind in (Transport, RdmaType, Role) for e in kind}
+"""Features that are no servers."""
 
 
 def lines() -> list[str]:
@@ -101,11 +101,14 @@ def check_markers(items: list[pytest.Item]) -> None:
     """Raise :class:`pytest.UsageError` for a feature that cannot be: a typo, mostly."""
     for item in items:
         for feature in _needed(item):
-            if feature not in _KNOWN:
-                raise pytest.UsageError(
-                    f"{item.nodeid}: needs({feature!r}): there is no such feature "
-                    f"(there are {', '.join(sorted(_KNOWN))})"
-                )
+            if feature not in _NO_SERVERS and feature not in SERVERS:
+                # Those of other packages are looked for when it must be.
+                known = {*_NO_SERVERS, *server_names()}
+                if feature not in known:
+                    raise pytest.UsageError(
+                        f"{item.nodeid}: needs({feature!r}): there is no such feature "
+                        f"(there are {', '.join(sorted(known))})"
+                    )
             if feature in _TRANSPORTS and not _servers_used(item):
                 raise pytest.UsageError(
                     f"{item.nodeid}: needs({feature!r}): of which server? Name it, too: "
@@ -141,9 +144,9 @@ def _needed(item: pytest.Item) -> list[str]:
 
 
 def _servers_used(item: pytest.Item) -> set[ServerKind]:
-    """Servers that a scenario names, or has from a fixture."""
-    used = {*_needed(item), *getattr(item, "fixturenames", ())}
-    return {kind for name, kind in _SERVERS.items() if name in used}
+    """Servers that a scenario names, or has from a fixture of that name."""
+    named = {ServerKind(name) for name in _needed(item) if name not in _NO_SERVERS}
+    return named | {kind for kind in SERVERS if kind in getattr(item, "fixturenames", ())}
 
 
 def _transports_needed(item: pytest.Item) -> list[Transport]:

@@ -75,23 +75,20 @@ class ProvidedEnvironment:
         stack, self._stack = self._stack, ExitStack()
         if not hasattr(self, "evidence"):
             return []
-        machines = self.environment.machines
         marks = self.evidence.last_marks
         late: list[Splat] = []
-        # The directory with the consoles goes with the environment, but not what is open.
-        with ExitStack() as consoles:
+        # The directory with the consoles goes with the environment.
+        with ExitStack() as held:
             logs = {
-                name: consoles.enter_context(machine.console.open("rb"))
-                for name, machine in machines.items()
+                name: held.enter_context(log.held())
+                for name, log in self.environment.kernel_logs.items()
             }
             try:
                 stack.close()
             finally:
                 for name, log in logs.items():
-                    text = log.read()
-                    (self._results / self._log_name(name)).write_bytes(text)
-                    after = text[marks[name].end if name in marks else 0 :]
-                    late += find_splats(after.decode(errors="replace"))
+                    (self._results / self._log_name(name)).write_bytes(log.all())
+                    late += find_splats(log.since(marks[name]))
         return [splat for splat in late if splat.fails]
 
     def _log_name(self, machine: str) -> str:

@@ -9,16 +9,18 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.carriers.table import carrier
 from smbdirect_testbed.carriers.vm import kvm_probe
 from smbdirect_testbed.config.envfile import load_environment
 from smbdirect_testbed.config.spec import CarrierKind, DriverOrigin, DriverSpec, EnvironmentSpec
+from smbdirect_testbed.environment.blueprint import Blueprint, resolve
 from smbdirect_testbed.environment.environment import Environment
 from smbdirect_testbed.environment.instance import new_instance
-from smbdirect_testbed.environment.provide import provide, provide_parts, require_possible
+from smbdirect_testbed.environment.provide import provide, provide_parts
 from smbdirect_testbed.image.image import find_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel import driver_source, uml
-from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
-from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version, watched_directories
+from smbdirect_testbed.kernel.tree import is_full, numbers, tree_version
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.background import Background
 from smbdirect_testbed.lib.errors import CarrierFailed, TestbedError, UsageError
@@ -43,7 +45,7 @@ def default_environment(tree: Path | None = None) -> str:
 
     :param tree: of the driver; one of another version than the image's kernel hardly fits that
     """
-    image = find_image(_IMAGE)
+    image = find_image(read_recipe(_IMAGE))
     foreign = tree and is_full(tree) and numbers(tree_version(tree))
     if foreign and image and foreign != numbers(image.kernel_release):
         return _QUICKEST
@@ -85,7 +87,7 @@ def _other_environment(spec: EnvironmentSpec) -> EnvironmentSpec | None:
 
     None if the machines' kernel is the user's own: it is under test, and no other will do.
     """
-    own = spec.driver.origin is DriverOrigin.TREE and is_full(Path(spec.driver.path or ""))
+    own = spec.driver.origin is DriverOrigin.TREE and is_full(spec.driver.path or Path())
     if own and spec.carrier is CarrierKind.UML:
         return None
     other = load_environment(_QUICKEST if spec.name == _SOONEST else _SOONEST)
@@ -97,7 +99,7 @@ def _what_it_takes(spec: EnvironmentSpec) -> str:
     """For people: what a run in an environment costs here that does not cost another."""
     if spec.carrier is CarrierKind.VM:
         return f"a virtual machine, {kvm_probe.probe().reason}"
-    image = find_image(spec.image)
+    image = find_image(read_recipe(spec.image))
     if image and uml.is_cached(image):
         return "User Mode Linux, which is built already"
     return "User Mode Linux, which is built first; that takes 5 to 10 minutes on 2 processors, once"
@@ -110,7 +112,7 @@ def prepare_quickest(progress: Progress, *, passed: bool) -> None:
 
     :param passed: the run's verdict
     """
-    image = find_image(_IMAGE)
+    image = find_image(read_recipe(_IMAGE))
     if quickest_environment() == _SOONEST or (image and uml.is_cached(image)):
         return
     progress.say(
@@ -118,7 +120,7 @@ def prepare_quickest(progress: Progress, *, passed: bool) -> None:
         " Linux is built now (Ctrl-C leaves it for another time)"
     )
     try:
-        provide_parts(load_environment(_QUICKEST), progress)
+        provide_parts(resolve(load_environment(_QUICKEST)), progress)
     except TestbedError as e:
         progress.say(f"later runs are as slow as this one: {e.message}")
     except KeyboardInterrupt:
@@ -129,9 +131,7 @@ def prepare_quickest(progress: Progress, *, passed: bool) -> None:
 
 def watched_places(spec: EnvironmentSpec, tree: Path) -> list[Path]:
     """Where in a driver's tree a save changes what runs."""
-    if spec.carrier is CarrierKind.UML and is_full(tree):
-        return watched_directories(tree)
-    return [tree / part for part in SOURCE_PARTS]
+    return carrier(spec.carrier).watched(tree)
 
 
 def with_driver(spec: EnvironmentSpec, tree: Path | None) -> EnvironmentSpec:
@@ -160,7 +160,7 @@ def bring_up(spec: EnvironmentSpec, progress: Progress) -> list[str]:
     :raises ProvisionError: a step failed
     """
     paths.require_writable()
-    with _provided(spec.name, spec, progress, keep=True) as environment:
+    with _provided(spec.name, resolve(spec), progress, keep=True) as environment:
         return list(environment.hosts)
 
 
@@ -192,14 +192,17 @@ def run_scenarios(
     :raises CarrierFailed: no machine can be started, and there is another environment to try
     :raises ProvisionError: this computer does not permit the environment
     """
-    if jobs > 1 and spec.carrier is CarrierKind.LOCAL:
-        raise UsageError("carrier local has one environment at a time", hint="leave out --jobs")
-    require_possible(spec)
+    blueprint = resolve(spec)
+    if jobs > 1 and not blueprint.carrier.own_kernel:
+        raise UsageError(
+            f"carrier {spec.carrier} has one environment at a time", hint="leave out --jobs"
+        )
+    blueprint.carrier.require_possible(spec)
     paths.require_writable()
     run_id = new_run_id(spec.name)
     directory = paths.results() / run_id
     chosen = bool(scenarios) or bool(expression)
-    at_once = not keep and _is_soon(spec)
+    at_once = not keep and _is_soon(blueprint)
     if not jobs and not keep and not chosen:
         from smbdirect_testbed.run.shards import useful_jobs
 
@@ -209,7 +212,7 @@ def run_scenarios(
 
     def run(name: str, below: Path, share: Share | None = None) -> tuple[int, RunResults]:
         def environment(name: str) -> AbstractContextManager[Environment]:
-            return _provided(name, spec, progress, keep=keep, watched=True)
+            return _provided(name, blueprint, progress, keep=keep, watched=True)
 
         # After a scenario that broke its machines there is another.
         names = (f"{name}-{number}" for number in itertools.count(2))
@@ -249,7 +252,7 @@ def run_scenarios(
 
     # Once for all. What fails here would fail in each.
     try:
-        provide_parts(spec, progress)
+        provide_parts(blueprint, progress)
     except TestbedError as e:
         unmade = e
     with announced(directory):
@@ -258,25 +261,24 @@ def run_scenarios(
         return run_in_parts(part, jobs, directory, progress, kind=spec.carrier).verdict.exit_status
 
 
-def _is_soon(spec: EnvironmentSpec) -> bool:
+def _is_soon(blueprint: Blueprint) -> bool:
     """Whether an environment comes up so soon that a mistake in what is to run costs little.
 
     Never on this computer's own kernel, into which nothing is loaded for a mistake.
     """
-    if spec.carrier is CarrierKind.LOCAL:
+    if not blueprint.carrier.own_kernel or blueprint.spec.driver.origin is DriverOrigin.TREE:
         return False
-    image = find_image(spec.image)
-    if image is None or spec.driver.origin is DriverOrigin.TREE:
-        return False
-    return spec.carrier is not CarrierKind.UML or uml.is_cached(image)
+    image = find_image(blueprint.recipe)
+    return image is not None and blueprint.carrier.is_soon(image)
 
 
 @contextmanager
 def _provided(
-    name: str, spec: EnvironmentSpec, progress: Progress, *, keep: bool, watched: bool = False
+    name: str, blueprint: Blueprint, progress: Progress, *, keep: bool, watched: bool = False
 ) -> Iterator[Environment]:
     with new_instance(name, keep=keep) as instance:
-        with provide(spec, progress, instance.directory, keep=keep, watched=watched) as environment:
+        provided = provide(blueprint, progress, instance.directory, keep=keep, watched=watched)
+        with provided as environment:
             instance.write_state(environment, kept=False)
             yield environment
         if keep and not environment.death():

@@ -18,17 +18,14 @@ from pathlib import Path
 
 import psutil
 
-from smbdirect_testbed.config.spec import CarrierKind, EnvironmentSpec
+from smbdirect_testbed.carriers.table import carrier
+from smbdirect_testbed.config.spec import EnvironmentSpec
 from smbdirect_testbed.lib.errors import TestbedError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.plugin.publish import merged, publish
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.results.record import recorded
 from smbdirect_testbed.results.results import RunResults
-
-_MOST = {CarrierKind.VM: 2, CarrierKind.UML: 3, CarrierKind.LOCAL: 1}
-"""Measured on two processors: a third virtual machine and a fourth User Mode Linux bring nothing.
-The computer's own kernel has each module only once."""
 
 _MIB = 1 << 20
 _INTERRUPTED_SECONDS = 4.0
@@ -43,7 +40,7 @@ def useful_jobs(spec: EnvironmentSpec) -> int:
     """The number of parallel environments that makes a run shortest on this computer."""
     need = spec.machine.memory * len(spec.machines) * _MIB
     room = psutil.virtual_memory().available // (2 * need) if need else 0
-    return max(1, min(_MOST[spec.carrier], 1 + (os.cpu_count() or 1), room))
+    return max(1, min(carrier(spec.carrier).at_once, 1 + (os.cpu_count() or 1), room))
 
 
 def run_in_parts(

@@ -11,7 +11,7 @@ from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.machine.loaded_driver import LoadedDriver
 from smbdirect_testbed.smb.config import ksmbd_account_line, ksmbd_config
-from smbdirect_testbed.smb.server import SmbServer
+from smbdirect_testbed.smb.server import SmbServer, running
 from smbdirect_testbed.smb.transports import SambaTransports, samba_transports
 
 _TOOLS = PurePosixPath("/opt/ksmbd/usr/sbin")
@@ -133,10 +133,6 @@ def running_ksmbd(
 
     :raises ProvisionError: it did not start, with the end of its log
     """
-    ksmbd = Ksmbd(host, transports, samba_transports(host.machine, driver.launcher))
-    ksmbd.start()
-    try:
+    samba = samba_transports(host.machine, driver.launcher)
+    with running(Ksmbd(host, transports, samba)) as ksmbd:
         yield ksmbd
-    finally:
-        if not host.machine.death():
-            ksmbd.stop()

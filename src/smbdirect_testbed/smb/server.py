@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from smbdirect_testbed.config.spec import ServerKind, Transport
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.transports import SambaTransports
+
+S = TypeVar("S", bound="SmbServer")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,17 @@ class SmbServer(ABC):
         :raises ProvisionError: it ended, or did not listen in time; with the end of its log
         """
 
+    def start_for_template(self) -> None:
+        """Start it in a machine that becomes a template; for those that can be in one.
+
+        :raises ProvisionError: as :meth:`start`
+        """
+        self.start()
+
+    def adopt(self) -> bool:
+        """Take over the one that came with the machine's template; false if it does not run."""
+        return False
+
     @abstractmethod
     def stop(self) -> None:
         """Stop it and wait until all of its processes are gone. Harmless when repeated."""
@@ -146,3 +160,32 @@ class SmbServer(ABC):
             self.stop()
             self.transports = usual
             self.start()
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """Have a server running while the context lasts, maybe the one of the machine's template.
+
+    :raises ProvisionError: it did not start, with the end of its log
+    """
+    prepared = server.host.machine.prepared.get(_prepared_key(server))
+    if not (prepared and server.adopt()):
+        server.start()
+    try:
+        yield server
+    finally:
+        if not server.host.machine.death():
+            server.stop()
+
+
+def prepare(server: SmbServer) -> dict[str, str]:
+    """Start a server in a machine that becomes a template; :func:`running` finds it in clones.
+
+    :returns: what a clone's :attr:`Machine.prepared` has to say for that
+    """
+    server.start_for_template()
+    return {_prepared_key(server): "yes"}
+
+
+def _prepared_key(server: SmbServer) -> str:
+    return f"{server.kind} {server.host.name}"

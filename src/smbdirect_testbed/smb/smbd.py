@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed.config.ports import PORTS
@@ -146,11 +145,10 @@ class Smbd(SmbServer):
         self._start(self._logs_there)
 
     def start_for_template(self) -> None:
-        """As :meth:`start`; its log waits in the pipe."""
+        # Its log waits in the pipe.
         self._start("")
 
     def adopt(self) -> bool:
-        """Take over the smbd of the machine's template; false if it does not run."""
         script = _PUMP + _ADOPT
         arguments = [str(self._private), self._logs_there]
         return self.host.run(["sh", "-c", script, "adopt", *arguments], check=False).ok
@@ -226,37 +224,3 @@ def known_transports(
     entry = cache.provide("samba", image.digest[:16], ask, progress)
     native = (entry / _NATIVE).read_text() == "yes"
     return SambaTransports(None if native else driver.launcher)
-
-
-@contextmanager
-def running_smbd(
-    host: Host, samba: SambaTransports, transports: Sequence[Transport]
-) -> Iterator[Smbd]:
-    """Have smbd running on a host while the context lasts.
-
-    :raises ProvisionError: it did not start, with the end of its log
-    """
-    smbd = Smbd(host, transports, samba)
-    if not (host.machine.prepared.get(_prepared_key(host)) and smbd.adopt()):
-        smbd.start()
-    try:
-        yield smbd
-    finally:
-        if not host.machine.death():
-            smbd.stop()
-
-
-def prepare_smbd(
-    host: Host, driver: LoadedDriver, transports: Sequence[Transport]
-) -> dict[str, str]:
-    """Start smbd in a machine that becomes a template; :func:`running_smbd` finds it in clones.
-
-    :returns: the entries for a clone's :attr:`Machine.prepared`
-    """
-    smbd = Smbd(host, transports, samba_transports(host.machine, driver.launcher))
-    smbd.start_for_template()
-    return {_prepared_key(host): "yes"}
-
-
-def _prepared_key(host: Host) -> str:
-    return f"smbd {host.name}"

@@ -17,6 +17,7 @@ from smbdirect_testbed.carriers.local.modules import NEEDED
 from smbdirect_testbed.carriers.local.record import LocalRecord
 from smbdirect_testbed.config.envfile import list_environments, load_environment, parse_environment
 from smbdirect_testbed.config.spec import CarrierKind, DriverSpec, EnvironmentSpec, ServerKind
+from smbdirect_testbed.environment.blueprint import resolve
 from smbdirect_testbed.kernel.running import LoadedModule, RunningKernel
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ProvisionError, UsageError
@@ -216,4 +217,4 @@ def test_a_file_that_asks_for_too_much(replaced: str, by: str, said: str) -> Non
     path = paths.environments() / "local-rxe.toml"
     text = path.read_text().replace(replaced, by, 1)
     with pytest.raises(UsageError, match=said):
-        parse_environment(text, path)
+        resolve(parse_environment(text, path))

@@ -24,6 +24,7 @@ from smbdirect_testbed.carriers.local.provide import (
 )
 from smbdirect_testbed.carriers.local.record import LocalRecord, boot, read_record, write_record
 from smbdirect_testbed.image.image import Image, find_image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.running import LoadedModule, RunningKernel
 from smbdirect_testbed.lib.errors import CommandFailed, MachineDied, ProvisionError
@@ -135,7 +136,7 @@ def _privileged() -> bool:
 
 
 needs_root = pytest.mark.skipif(
-    not _privileged() or find_image("trixie") is None,
+    not _privileged() or find_image(read_recipe("trixie")) is None,
     reason="needs root with all privileges, loop devices and the image",
 )
 NO_DRIVER = BuiltDriver("none", Path(), (), Path(), Path(), "", "")
@@ -143,7 +144,7 @@ NO_DRIVER = BuiltDriver("none", Path(), (), Path(), Path(), "", "")
 
 @pytest.fixture
 def image() -> Image:
-    image = find_image("trixie")
+    image = find_image(read_recipe("trixie"))
     assert image
     return image
 

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from smbdirect_testbed.carriers.carrier import TemplatePlan
 from smbdirect_testbed.carriers.machine_files import VmRecord, VmState
 from smbdirect_testbed.carriers.vm import provide as vm
 from smbdirect_testbed.carriers.vm import template as templates
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.carriers.vm.machine import VmMachine
 from smbdirect_testbed.carriers.vm.sparse_copy import checksum, copy_sparse
-from smbdirect_testbed.carriers.vm.start import CloneFailed, MachineParts
-from smbdirect_testbed.carriers.vm.template import TemplateBroken, TemplatePlan
+from smbdirect_testbed.carriers.vm.start import CloneFailed, VmParts
+from smbdirect_testbed.carriers.vm.template import TemplateBroken
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.environment import housekeeping
 from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.lib import cache
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -45,7 +47,7 @@ def image(tmp_path: Path) -> Image:
     files = {name: tmp_path / name for name in ("root", "kernel", "initramfs")}
     for file in files.values():
         file.write_text("1")
-    return Image("i", "d", tmp_path, **files, kernel_release="7.3", packages={})
+    return Image(read_recipe("trixie"), "d", tmp_path, **files, kernel_release="7.3", packages={})
 
 
 def _fill(directory: Path) -> None:
@@ -206,7 +208,7 @@ def test_what_cannot_be_cloned_is_booted_and_says_why(
 ) -> None:
     booted: list[VmRecord] = []
 
-    def boot(record: VmRecord, parts: MachineParts, state: VmState, **_: object) -> VmMachine:
+    def boot(record: VmRecord, parts: VmParts, state: VmState, **_: object) -> VmMachine:
         booted.append(record)
         return VmMachine(state, record, None)
 

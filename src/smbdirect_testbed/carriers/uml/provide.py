@@ -26,6 +26,7 @@ from smbdirect_testbed.carriers.boot import (
     make_scratch_disk,
     wait_until_answering,
 )
+from smbdirect_testbed.carriers.carrier import MachineParts
 from smbdirect_testbed.carriers.console import last_lines
 from smbdirect_testbed.carriers.machine_files import VmState
 from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
@@ -55,6 +56,9 @@ _PORT_ATTEMPTS = 5
 _AGENT_PORT = "/dev/ttyS0"
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 """Where this computer may have room for a machine's memory; its disks are the last resort."""
+
+
+_Parts = MachineParts[UmlProgram]
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ def uml_machine(
     destroy_uml(state.directory)
     kept = False
     try:
-        machine = _provide(name, _MachineParts(image, kernel, spec, links), state, progress)
+        parts = MachineParts(name, image, spec, state.directory, kernel, links=links)
+        machine = _provide(parts, state, progress)
         try:
             yield machine
         finally:
@@ -201,28 +206,18 @@ def destroy_uml(directory: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _MachineParts:
-    """The parts that a machine is started from."""
-
-    image: Image
-    kernel: UmlProgram
-    spec: MachineSpec
-    links: tuple[MachineLinkEnd, ...]
-
-
-def _provide(name: str, parts: _MachineParts, state: UmlState, progress: Progress) -> UmlMachine:
-    text = f"starting machine {name} (User Mode Linux {parts.kernel.release})"
+def _provide(parts: _Parts, state: UmlState, progress: Progress) -> UmlMachine:
+    text = f"starting machine {parts.name} (User Mode Linux {parts.kernel.release})"
     with progress.phase("machine", text), disk_full_reported(state.directory):
         return boot_twice(
-            lambda failures: _boot(UmlRecord(name, uuid4(), failures), parts, state),
+            lambda failures: _boot(UmlRecord(parts.name, uuid4(), failures), parts, state),
             lambda: destroy_uml(state.directory),
             state.console,
             progress,
         )
 
 
-def _boot(record: UmlRecord, parts: _MachineParts, state: UmlState) -> UmlMachine:
+def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
     state.make()
     state.uml.mkdir(exist_ok=True)
     state.write_uml_record(record)
@@ -252,7 +247,7 @@ def _boot(record: UmlRecord, parts: _MachineParts, state: UmlState) -> UmlMachin
     return machine
 
 
-def _argv(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int) -> list[str]:
+def _argv(record: UmlRecord, parts: _Parts, state: UmlState, agent: int) -> list[str]:
     """The command line of the machine.
 
     :param agent: the descriptor that is its serial port for the agent
@@ -301,7 +296,7 @@ def _argv(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int) 
     ]
 
 
-def _start(record: UmlRecord, parts: _MachineParts, state: UmlState, agent: int, ours: int) -> None:
+def _start(record: UmlRecord, parts: _Parts, state: UmlState, agent: int, ours: int) -> None:
     """Start the machine.
 
     :param agent: its descriptor for the agent

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import BootFailed, boot_twice
+from smbdirect_testbed.carriers.carrier import TemplatePlan
 from smbdirect_testbed.carriers.machine_files import VmRecord, VmState, find_strays
 from smbdirect_testbed.carriers.machine_links import MachineLinkEnd, dead_ends
 from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
@@ -24,11 +25,10 @@ from smbdirect_testbed.carriers.vm.start import (
     BOOT_TIMEOUT,
     KERNEL_OPTIONS,
     CloneFailed,
-    MachineParts,
+    VmParts,
     boot,
     clone,
 )
-from smbdirect_testbed.carriers.vm.template import TemplatePlan
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.lib import cache
@@ -82,9 +82,8 @@ def vm_machine(
     destroy_vm(name, directory)
     kept = False
     try:
-        machine = _provide(
-            name, MachineParts(image, spec, links), VmState(directory), progress, plan
-        )
+        parts = VmParts(name, image, spec, directory, None, links=links)
+        machine = _provide(name, parts, VmState(directory), progress, plan)
         try:
             yield machine
         finally:
@@ -144,7 +143,11 @@ def destroy_vm_strays() -> list[Path]:
 
 
 def _provide(
-    name: str, parts: MachineParts, state: VmState, progress: Progress, plan: TemplatePlan | None
+    name: str,
+    parts: VmParts,
+    state: VmState,
+    progress: Progress,
+    plan: TemplatePlan | None,
 ) -> VmMachine:
     verdict = kvm_probe.probe()
     accelerator = Accelerator.KVM if verdict.works else Accelerator.TCG
@@ -164,7 +167,7 @@ def _provide(
 
 def _provide_clone(
     record: VmRecord,
-    parts: MachineParts,
+    parts: VmParts,
     state: VmState,
     progress: Progress,
     plan: TemplatePlan,
@@ -190,7 +193,7 @@ def _provide_clone(
 def _make_template(
     digest: str,
     record: VmRecord,
-    parts: MachineParts,
+    parts: VmParts,
     state: VmState,
     progress: Progress,
     plan: TemplatePlan,
@@ -207,7 +210,7 @@ def _make_template(
     try:
         record = replace(record, name=_TEMPLATE)
         with dead_ends(parts.links) as links:
-            unlinked = MachineParts(parts.image, spec, links)
+            unlinked = replace(parts, spec=spec, links=links)
             machine = _boot(record, unlinked, original, progress, RamFile(ram, True))
         try:
             prepared = plan.prepare(machine)
@@ -229,7 +232,7 @@ def _make_template(
 
 def _boot(
     record: VmRecord,
-    parts: MachineParts,
+    parts: VmParts,
     state: VmState,
     progress: Progress,
     ram: RamFile | None = None,

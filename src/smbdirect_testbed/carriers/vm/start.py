@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -20,16 +20,14 @@ from smbdirect_testbed.carriers.boot import (
     make_scratch_disk,
     wait_until_ready,
 )
+from smbdirect_testbed.carriers.carrier import MachineParts
 from smbdirect_testbed.carriers.machine_files import Start, VmRecord, VmState
-from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
 from smbdirect_testbed.carriers.machine_process import Identity, open_process
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator, Domain, RamFile, ShareMode
 from smbdirect_testbed.carriers.vm.libvirt_embed import StartFailed, start_domain
 from smbdirect_testbed.carriers.vm.machine import VmMachine
 from smbdirect_testbed.carriers.vm.sparse_copy import copy_sparse
 from smbdirect_testbed.carriers.vm.template import Template
-from smbdirect_testbed.config.spec import MachineSpec
-from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.lib import cancel, paths
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.agent_connection import AgentSocket
@@ -46,13 +44,7 @@ _ENTROPY = 64
 _AGENT_PORT = "/dev/ttyS1"
 
 
-@dataclass(frozen=True)
-class MachineParts:
-    """The parts that a machine is started from."""
-
-    image: Image
-    spec: MachineSpec
-    links: tuple[MachineLinkEnd, ...] = ()
+VmParts = MachineParts[None]
 
 
 class CloneFailed(ProvisionError):
@@ -60,7 +52,7 @@ class CloneFailed(ProvisionError):
 
 
 def boot(
-    record: VmRecord, parts: MachineParts, state: VmState, *, ram: RamFile | None = None
+    record: VmRecord, parts: VmParts, state: VmState, *, ram: RamFile | None = None
 ) -> VmMachine:
     """Boot a machine.
 
@@ -88,7 +80,7 @@ def boot(
     return machine
 
 
-def clone(record: VmRecord, parts: MachineParts, template: Template, state: VmState) -> VmMachine:
+def clone(record: VmRecord, parts: VmParts, template: Template, state: VmState) -> VmMachine:
     """Start a machine as a copy of a template.
 
     It gets its own clock, random numbers, host key and MAC before it can be reached.
@@ -144,7 +136,7 @@ def _watched(record: VmRecord, state: VmState) -> Iterator[VmMachine]:
 
 def _start(
     record: VmRecord,
-    parts: MachineParts,
+    parts: VmParts,
     state: VmState,
     ram: RamFile | None,
     incoming: Path | None,

@@ -17,17 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smbdirect_testbed.carriers.carrier import TemplatePlan
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.carriers.vm.sparse_copy import checksum
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.progress import Progress
-
-if TYPE_CHECKING:
-    from smbdirect_testbed.machine.machine import Machine
 
 _VERSION = "1"
 _KIND = "templates"
@@ -46,18 +44,6 @@ _PROGRAM = (
 _MANIFEST = "template.json"
 _CHECKED = "checked.json"
 _FILES = ("ram", "state", "scratch.img", "console.log")
-
-
-@dataclass(frozen=True)
-class TemplatePlan:
-    """How a booted machine is turned into a template.
-
-    :param parts: everything that goes into it except the image and the machine's description
-    :param prepare: does the work in the booted machine; its result is kept for each clone
-    """
-
-    parts: tuple[str, ...]
-    prepare: Callable[[Machine], Mapping[str, str]]
 
 
 class TemplateBroken(Exception):

@@ -1,0 +1,58 @@
+"""The carrier ``vm`` as one of the carriers there are."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from smbdirect_testbed.carriers.carrier import Carrier, MachineParts
+from smbdirect_testbed.carriers.vm.provide import (
+    VmMachine,
+    attach_vm,
+    destroy_vm,
+    destroy_vm_strays,
+    vm_machine,
+)
+from smbdirect_testbed.config.spec import DriverSpec
+from smbdirect_testbed.image.image import Image
+from smbdirect_testbed.kernel.build import provide_driver
+from smbdirect_testbed.kernel.built_driver import BuiltDriver
+from smbdirect_testbed.lib.progress import Progress
+
+
+class VmCarrier(Carrier[None]):
+    """Virtual machines with the image's own kernel, cloned from templates."""
+
+    at_once = 2
+    """Measured on two processors: one more is of no use."""
+    clones = True
+
+    def is_soon(self, image: Image) -> bool:
+        return True
+
+    def provide_kernel(self, driver: DriverSpec, image: Image, progress: Progress) -> None:
+        return None
+
+    def provide_driver(
+        self, driver: DriverSpec, image: Image, kernel: None, progress: Progress
+    ) -> BuiltDriver:
+        return provide_driver(driver, image, progress)
+
+    def started(
+        self, parts: MachineParts[None], progress: Progress, *, keep: bool
+    ) -> AbstractContextManager[VmMachine]:
+        return vm_machine(
+            *(parts.name, parts.image, parts.spec, parts.directory, progress),
+            keep=keep,
+            plan=parts.template,
+            links=parts.links,
+        )
+
+    def attach(self, name: str, directory: Path) -> VmMachine:
+        return attach_vm(name, directory)
+
+    def destroy(self, name: str, directory: Path) -> None:
+        destroy_vm(name, directory)
+
+    def destroy_strays(self) -> list[Path]:
+        return destroy_vm_strays()
