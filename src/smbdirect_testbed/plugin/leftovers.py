@@ -19,8 +19,11 @@ _SETTLE = {RdmaType.RXE: 4.0, RdmaType.SIW: 15.0}
 """Seconds for what goes by itself: servers let go of clients that ended, and siw keeps a connection
 for 10 s."""
 _INTERVAL = 0.1
-_PASSIVE = {"environment", "server", "client", "driver", "smbd", "smbclient", "_provenance"}
-"""Fixtures of the plugin that make nothing."""
+_PASSIVE = {
+    *("environment", "server", "client", "driver", "smbd", "smbclient", "_provenance"),
+    *("pytestconfig", "record_testsuite_property", "tmp_path_factory"),
+}
+"""Fixtures of the plugin, and of pytest, that make nothing in a machine."""
 _MOST = 8
 """Lines of a message."""
 
