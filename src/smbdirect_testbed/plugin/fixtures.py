@@ -148,7 +148,7 @@ class Fixtures:
 
         ::
 
-            torture.run("smb2.lock", Transport.SMBDIRECT)
+            torture.run("smb2.read", Transport.SMBDIRECT)
         """
         return Torture(request.node, client, smbd, scenario_log, self._run.notes)
 
