@@ -21,6 +21,8 @@ from smbdirect_testbed.config.spec import CarrierKind, Role, ServerKind
 from smbdirect_testbed.environment import provide
 from smbdirect_testbed.environment.blueprint import Blueprint, resolve
 from smbdirect_testbed.environment.environment import Environment
+from smbdirect_testbed.environment.template_contents import template_plan
+from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError, UsageError
 from smbdirect_testbed.lib.progress import Progress
@@ -98,6 +100,16 @@ def test_what_is_wrong_with_it_is_said_in_one_line(
     with pytest.raises(UsageError, match=message) as error:
         resolve(load_environment(str(installed / "mine.toml")))
     assert "\n" not in error.value.message
+
+
+def test_what_is_in_a_template_depends_on_its_code(installed: Path) -> None:
+    file = installed / "outside_sink.py"
+    file.write_text(file.read_text() + "SINK = ServerType(Sink, True, can_be_in_template=True)\n")
+    blueprint = resolve(load_environment(str(installed / "mine.toml")))
+    built = BuiltDriver("digest", Path(), (), Path(), Path(), "", "")
+    plan = template_plan(blueprint, "machine", built)
+    assert plan
+    assert file.read_text() in plan.parts
 
 
 @pytest.fixture
