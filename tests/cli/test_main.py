@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from smbdirect_testbed.cli.main import cli
+from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.version import own_version
 
 
@@ -96,3 +99,12 @@ def test_clean_removes_what_it_showed(tmp_path: Path) -> None:
 
 def test_list_says_what_each_is_for(tmp_path: Path) -> None:
     assert "RoCEv2" in _cli(tmp_path, "list").stdout
+
+
+def test_list_says_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (paths.environments() / "rxe.toml").read_text()
+    (tmp_path / "cloudy.toml").write_text(text.replace('carrier = "vm"', 'carrier = "cloud"'))
+    monkeypatch.setattr(paths, "environments", lambda: tmp_path)
+    listed = CliRunner().invoke(cli, ["list"]).output
+    assert listed.startswith("cloudy")
+    assert "(broken: environment cloudy: there is no carrier 'cloud')" in listed

@@ -282,10 +282,11 @@ def prepare(env: str | None, driver: Path | None) -> None:
 def list_() -> None:
     """List the environments, with what each is for."""
     from smbdirect_testbed.config.envfile import list_environments, load_environment
+    from smbdirect_testbed.environment.blueprint import resolve
 
     for name in list_environments():
         try:
-            about = load_environment(name).description
+            about = resolve(load_environment(name)).spec.description
         except TestbedError as e:
             about = f"(broken: {e.message})"
         click.echo(f"{name:20} {about}")
