@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import psutil
 from docker.models.containers import Container as Engines
 from tests.containers.host_settings import pip_settings
 
 from smbdirect_testbed.lib import paths
 
 CHECKOUT = "/srv/smbdirect-testbed"
+_LABEL = "smbdirect-testbed-tests"
+"""Of a container: the process of the tests that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def container(
     created = client.containers.create(
         image,
         ["sleep", "infinity"],
+        labels={_LABEL: str(os.getpid())},
         volumes=volumes,
         environment=environment,
         init=False,
@@ -115,6 +120,13 @@ def container(
         yield Container(client, created, log)
     finally:
         created.remove(force=True, v=True)
+
+
+def remove_leftovers(client: docker.DockerClient) -> None:
+    """Remove the containers of tests that were killed."""
+    for left in client.containers.list(all=True, filters={"label": _LABEL}):
+        if not psutil.pid_exists(int(left.labels[_LABEL])):
+            left.remove(force=True, v=True)
 
 
 def _owned_by(user: int) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:
