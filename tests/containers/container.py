@@ -92,6 +92,9 @@ class Container:
                 if (paths.PROJECT / name).exists():
                     tar.add(paths.PROJECT / name, name, filter=_owned_by(owner))
         self.engines.exec_run(["install", "-d", "-o", str(owner), CHECKOUT])
+        # What was set up stays; of an earlier checkout, nothing does.
+        old = ["find", CHECKOUT, "-mindepth", "1", "-maxdepth", "1", "!", "-name", ".venv"]
+        self.engines.exec_run([*old, "-exec", "rm", "-rf", "{}", "+"])
         self.engines.put_archive(CHECKOUT, data.getvalue())
 
 
