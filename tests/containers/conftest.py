@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
+from tests.containers.container import remove_leftovers
 from tests.containers.engine import container_engine
 
 from smbdirect_testbed.lib import paths
@@ -16,6 +17,7 @@ from smbdirect_testbed.lib.errors import ProvisionError
 def engine() -> Iterator[docker.DockerClient]:
     try:
         with container_engine(paths.cache() / "containers") as client:
+            remove_leftovers(client)
             yield client
     except ProvisionError as e:
         pytest.skip(f"{e.message}: {e.detail or ''}")

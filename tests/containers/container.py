@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import psutil
 from docker.models.containers import Container as Engines
 from tests.containers.host_settings import pip_settings
 
 from smbdirect_testbed.lib import paths
 
 CHECKOUT = "/srv/smbdirect-testbed"
+_LABEL = "smbdirect-testbed-tests"
+"""Of a container: the process of the tests that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Container:
                 if (paths.PROJECT / name).exists():
                     tar.add(paths.PROJECT / name, name, filter=_owned_by(owner))
         self.engines.exec_run(["install", "-d", "-o", str(owner), CHECKOUT])
+        # What was set up stays; of an earlier checkout, nothing does.
+        old = ["find", CHECKOUT, "-mindepth", "1", "-maxdepth", "1", "!", "-name", ".venv"]
+        self.engines.exec_run([*old, "-exec", "rm", "-rf", "{}", "+"])
         self.engines.put_archive(CHECKOUT, data.getvalue())
 
 
@@ -105,6 +112,7 @@ def container(
     created = client.containers.create(
         image,
         ["sleep", "infinity"],
+        labels={_LABEL: str(os.getpid())},
         volumes=volumes,
         environment=environment,
         init=False,
@@ -115,6 +123,13 @@ def container(
         yield Container(client, created, log)
     finally:
         created.remove(force=True, v=True)
+
+
+def remove_leftovers(client: docker.DockerClient) -> None:
+    """Remove the containers of tests that were killed."""
+    for left in client.containers.list(all=True, filters={"label": _LABEL}):
+        if not psutil.pid_exists(int(left.labels[_LABEL])):
+            left.remove(force=True, v=True)
 
 
 def _owned_by(user: int) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import ImageNotFound
+from docker.errors import APIError, ImageNotFound
 from tests.containers.base import provide_base
 from tests.containers.container import Container, container
 
@@ -37,7 +37,17 @@ def provide_ready(client: docker.DockerClient, log: Path) -> str:
         done = box.run(f"{_INSTALL} && .ci/setup && useradd --create-home {USER}")
         assert done.status == 0, done.output[-4000:]
         image = box.engines.commit(repository=name)
+    _remove_older(client, str(image.id))
     return str(image.id)
+
+
+def _remove_older(client: docker.DockerClient, image: str) -> None:
+    """Remove what was set up for earlier states of this project: a gigabyte each."""
+    for other in client.images.list():
+        if other.id != image and any(f"{_NAME}-" in tag for tag in other.tags):
+            # Another run of the tests may use it.
+            with suppress(APIError):
+                client.images.remove(str(other.id))
 
 
 @contextmanager
