@@ -75,5 +75,8 @@ def command_at_terminal(
         yield Terminal(process, master)
     finally:
         process.terminate()
-        process.wait()
-        os.close(master)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            os.close(master)

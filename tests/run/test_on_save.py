@@ -95,3 +95,26 @@ sys.exit(in_child(work))
 def test_nothing_to_watch_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to watch"):
         next(iter(saves([tmp_path / "not-there"])))
+
+
+_STANDS_STILL = """
+import signal, sys, time
+from smbdirect_testbed.run import on_save
+on_save._UNDOING = 0.2
+
+def work():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("working", flush=True)
+    time.sleep(600)
+    return 0
+
+sys.exit(on_save.in_child(work))
+"""
+
+
+def test_a_child_that_stands_still_is_killed_when_it_is_interrupted() -> None:
+    with subprocess.Popen([sys.executable, "-c", _STANDS_STILL], stdout=subprocess.PIPE) as proc:
+        assert proc.stdout
+        assert proc.stdout.readline() == b"working\n"
+        proc.send_signal(signal.SIGINT)
+        assert proc.wait(timeout=20) == ExitStatus.INTERRUPTED

@@ -23,6 +23,8 @@ _QUIET_MS = 150
 _LONGEST_SAVE_MS = 1600
 _SOON_MS = 100
 _PR_SET_PDEATHSIG = 1
+_UNDOING = 20.0
+"""Seconds that an interrupted child has to undo its work."""
 
 
 def saves(places: Iterable[Path]) -> Iterator[list[Path]]:
@@ -65,7 +67,10 @@ def in_child(work: Callable[[], int]) -> int:
     interrupted = False
     while child.is_alive():
         try:
-            child.join()
+            child.join(_UNDOING if interrupted else None)
+            if interrupted:
+                # It stands still, for one in a lock that was held when it was forked.
+                child.kill()
         except KeyboardInterrupt:
             if not interrupted:
                 child.terminate()
