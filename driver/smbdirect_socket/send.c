@@ -65,6 +65,12 @@ static void sdsock_ask_for_credits(struct sdsock *ss)
 	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
 			 msecs_to_jiffies(sc->parameters.keepalive_timeout_msec));
 	queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
+	flush_work(&sc->idle.immediate_work);
+	/* a peer may be silent as long as if it had not been asked */
+	if (READ_ONCE(sc->idle.keepalive) == SMBDIRECT_KEEPALIVE_SENT)
+		mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
+				 msecs_to_jiffies(sc->parameters.keepalive_interval_msec +
+						  sc->parameters.keepalive_timeout_msec));
 }
 
 /* The transport is the other work's to touch. */
