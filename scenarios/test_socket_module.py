@@ -88,7 +88,7 @@ def test_closed_sockets_have_a_limit(
         try:
             with program.serving(tmp_path / "hold.log", "hold", program.address, _PORT):
                 result = program.do(
-                    "closing", program.address, _PORT, "--count", 5, "--most", _MOST
+                    "closing", program.address, _PORT, "--count", 12, "--most", _MOST
                 )
         finally:
             _unload(machine)

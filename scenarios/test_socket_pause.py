@@ -83,7 +83,7 @@ def test_stopped_smbd(client: Host, smbd: SmbServer, tmp_path: Path) -> None:
     """While cifs.ko writes, which spends its last credit on data."""
     stop = f"sleep 0.5; pkill -STOP ^smbd; sleep {_STOPPED_SMBD}; pkill -CONT ^smbd; sleep 300"
     with (
-        mounted(client, smbd, Transport.SMBDIRECT) as mount,
+        mounted(client, smbd, Transport.SMBDIRECT, options="vers=3.1.1,port=5445") as mount,
         smbd.host.background(["sh", "-c", stop], tmp_path / "stop.log"),
     ):
         wanted = client.run(["sh", "-c", _COPY, str(mount / "pause")], timeout=120).stdout

@@ -25,7 +25,7 @@ static void sdsock_put_segment(struct smbdirect_recv_io *segment)
 	 * smbdirect tells the peer of new credits by itself unless they come one by
 	 * one. A peer that is down to its last would wait for the next keepalive.
 	 */
-	if (atomic_read(&sc->recv_io.credits.count) <= 1 &&
+	if (atomic_read(&sc->recv_io.credits.count) <= SDSOCK_KEPT_CREDITS &&
 	    atomic_read(&sc->recv_io.credits.available) > 0)
 		queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
 }

@@ -52,6 +52,8 @@
 /* [MS-SMBD] 1.9 */
 #define SDSOCK_SMB_PORT 445
 #define SDSOCK_IWARP_PORT 5445
+/* The most credits that a sender keeps for messages without data */
+#define SDSOCK_KEPT_CREDITS 4
 /* One RDMA read, write or registration */
 #define SDSOCK_MAX_READ_WRITE SZ_8M
 

@@ -28,35 +28,41 @@ static u32 sdsock_left(const struct sdsock_frame *frame)
 }
 
 /*
- * May data go out without waiting? The last credit is kept for messages without
- * data, which smbdirect sends by itself: they grant credits, and ask for or give
- * a sign of life. Data would occupy the peer's last buffer until it reads, and
- * neither side could say anything until then. A peer that never grants more than
- * a few is left to smbdirect's rule.
+ * Credits that are kept for messages without data, which smbdirect sends by
+ * itself: they grant credits, and ask for or give a sign of life. Data would
+ * occupy the peer's last buffers until it reads, and neither side could say
+ * anything until then. One is not enough: smbdirect may ask, and answer, before it
+ * has a credit to grant, and two peers that both do so with their last are stuck
+ * for ever. A peer that never grants more than a few is left to smbdirect's rule.
  */
-#define SDSOCK_FEW_CREDITS 4
+static int sdsock_kept_credits(const struct sdsock *ss)
+{
+	return min(ss->tx.most_credits / 4, SDSOCK_KEPT_CREDITS);
+}
 
+/* May data go out without waiting? */
 static bool sdsock_has_credit(struct sdsock *ss)
 {
 	int credits = atomic_read(&ss->sc->send_io.credits.count);
 
 	ss->tx.most_credits = max(ss->tx.most_credits, credits);
-	return credits > (ss->tx.most_credits < SDSOCK_FEW_CREDITS ? 0 : 1);
+	return credits > sdsock_kept_credits(ss);
 }
 
 /* How long data wait for credits until the peer is asked for some */
 #define SDSOCK_ASK_DELAY (HZ / 10)
 
 /*
- * The last credit buys a message that asks for an answer, which brings what
- * credits the peer has not told of: smbdirect keeps those to itself that become
- * free one by one. Once, for a peer that does not read has none.
+ * One of the last credits buys a message that asks for an answer, which brings
+ * what credits the peer has not told of: smbdirect keeps those to itself that
+ * become free one by one. Once, for a peer that does not read has none.
  */
 static void sdsock_ask_for_credits(struct sdsock *ss)
 {
 	struct smbdirect_socket *sc = ss->sc;
 
-	if (ss->tx.asked || atomic_read(&sc->send_io.credits.count) != 1 ||
+	if (ss->tx.asked || atomic_read(&sc->send_io.credits.count) < sdsock_kept_credits(ss) ||
+	    !sdsock_kept_credits(ss) ||
 	    READ_ONCE(sc->idle.keepalive) != SMBDIRECT_KEEPALIVE_NONE)
 		return;
 	ss->tx.asked = true;
@@ -65,6 +71,12 @@ static void sdsock_ask_for_credits(struct sdsock *ss)
 	mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
 			 msecs_to_jiffies(sc->parameters.keepalive_timeout_msec));
 	queue_work(sc->workqueues.immediate, &sc->idle.immediate_work);
+	flush_work(&sc->idle.immediate_work);
+	/* a peer may be silent as long as if it had not been asked */
+	if (READ_ONCE(sc->idle.keepalive) == SMBDIRECT_KEEPALIVE_SENT)
+		mod_delayed_work(sc->workqueues.idle, &sc->idle.timer_work,
+				 msecs_to_jiffies(sc->parameters.keepalive_interval_msec +
+						  sc->parameters.keepalive_timeout_msec));
 }
 
 /* The transport is the other work's to touch. */

@@ -302,6 +302,7 @@ def memlock(options: argparse.Namespace) -> dict[str, Any]:
     connection = connect(options)
     closed = frames.until(lambda: register(65536) == "ok")
     results["closed"] = "ok" if closed else "never"
+    held.pop().close()
     try:
         constant = mmap.mmap(-1, 4096, prot=mmap.PROT_READ)
         with connect(options) as connection:

@@ -290,7 +290,7 @@ def closing(options: argparse.Namespace) -> dict[str, Any]:
         lines = Path("/proc/net/smbdirect").read_text(encoding="ascii").splitlines()
         return Counter(line.split()[0] for line in lines[1:])
 
-    frames.until(lambda: states()["CLOSING"] <= options.most, 10)
+    frames.until(lambda: states()["CLOSING"] <= options.most, 4)
     return {"closing": states()["CLOSING"]}
 
 
