@@ -101,7 +101,8 @@ def _end_after_the_verdict(box: Container) -> Callable[[str], None]:
 
     def end(line: str) -> None:
         if "that was the verdict" in line:
-            box.run("pkill -INT -o -f '^[^ ]*python[^ ]* .*smbdirect-testbed run'")
+            # Ctrl-C's signal may be ignored there, as in what a shell starts in the background.
+            box.run("pkill -TERM -o -f '^[^ ]*python[^ ]* .*smbdirect-testbed run'")
 
     return end
 
