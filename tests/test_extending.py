@@ -182,3 +182,15 @@ def test_the_machine_is_found_again_and_ended(environment: Environment, tmp_path
     start.destroy_all(instance)
     with pytest.raises(ProvisionError, match="there is no machine other"):
         start.attach("other", instance)
+
+
+def test_a_machine_whose_carrier_was_uninstalled(tmp_path: Path) -> None:
+    directory = start.machine_directory(tmp_path, "machine")
+    directory.mkdir(parents=True)
+    (directory / "carrier").touch()
+    start.destroy_all(tmp_path)  # it was not begun
+    (directory / "carrier").write_text("here")
+    with pytest.raises(ProvisionError, match="cannot be reached: there is no carrier 'here'"):
+        start.destroy_all(tmp_path)
+    with pytest.raises(ProvisionError, match="cannot be reached: there is no carrier 'here'"):
+        start.attach("machine", tmp_path)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smbdirect_testbed.carriers.carrier import MachineParts
+from smbdirect_testbed.carriers.carrier import Carrier, MachineParts
 from smbdirect_testbed.carriers.table import carrier, known_carriers
 from smbdirect_testbed.config.kinds import CarrierKind
-from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.errors import ProvisionError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.machine import Machine
 
@@ -44,8 +44,8 @@ def attach(name: str, directory: Path) -> Machine:
     :raises ProvisionError: there is none
     """
     of_machine = machine_directory(directory, name)
-    if kind := _carrier_of(of_machine):
-        return carrier(kind).attach(name, of_machine)
+    if found := _carrier_of(of_machine):
+        return found.attach(name, of_machine)
     raise ProvisionError(f"there is no machine {name} in {directory}")
 
 
@@ -54,9 +54,9 @@ def destroy_all(directory: Path) -> None:
 
     :param directory: the instance's
     """
-    for found in machine_directory(directory, "x").parent.glob("*"):
-        if kind := _carrier_of(found):
-            carrier(kind).destroy(found.name, found)
+    for of_machine in machine_directory(directory, "x").parent.glob("*"):
+        if found := _carrier_of(of_machine):
+            found.destroy(of_machine.name, of_machine)
 
 
 def destroy_strays() -> list[Path]:
@@ -69,9 +69,19 @@ def destroy_strays() -> list[Path]:
     return [directory for carrier in found for directory in carrier.destroy_strays()]
 
 
-def _carrier_of(directory: Path) -> CarrierKind | None:
-    """The carrier of a machine; None if nothing of a machine has been made."""
+def _carrier_of(directory: Path) -> Carrier[Any] | None:
+    """The carrier of a machine; None if nothing of a machine has been made.
+
+    :raises ProvisionError: it comes from a package that is no longer installed
+    """
     try:
-        return CarrierKind((directory / _CARRIER).read_text())
+        kind = (directory / _CARRIER).read_text()
     except OSError:
         return None
+    try:
+        return carrier(CarrierKind(kind)) if kind else None
+    except UsageError as e:
+        raise ProvisionError(
+            f"the machine in {directory} cannot be reached: {e.message}",
+            hint="install what brought that carrier; or end the machine and remove the directory",
+        ) from e
