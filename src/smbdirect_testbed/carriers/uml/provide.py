@@ -194,7 +194,7 @@ def destroy_uml(directory: Path) -> bool:
     The console and the shared directory stay.
 
     :returns: whether there was one
-    :raises ProvisionError: the machine is another user's
+    :raises ProvisionError: a process of it does not end
     """
     state = UmlState(directory.absolute())
     record = state.read_uml_record()
