@@ -45,6 +45,7 @@ from smbdirect_testbed.kernel.uml import UmlProgram
 from smbdirect_testbed.lib.cache import disk_full_reported
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 from smbdirect_testbed.machine.agent_connection import AgentSocket
 from smbdirect_testbed.machine.agent_program import offer_agent
 from smbdirect_testbed.machine.shared_directory import SharedDirectory
@@ -228,9 +229,7 @@ def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
         partial(make_keys, state.ssh, state.shared),
         partial(make_scratch_disk, state.scratch),
         partial(offer_agent, state.shared, _AGENT_PORT),
-        partial(
-            shutil.copytree, parts.kernel.modules, state.shared / "modules", dirs_exist_ok=True
-        ),
+        partial(UntrustedDirectory(state.shared).put, parts.kernel.modules, "modules"),
     )
     ours, its = socket.socketpair()
     with its:
