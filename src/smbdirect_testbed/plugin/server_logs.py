@@ -10,7 +10,6 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 from smbdirect_testbed.lib.untrusted import Unsafe, UntrustedDirectory
-
 from smbdirect_testbed.plugin.server_crashes import crashes
 
 if TYPE_CHECKING:
