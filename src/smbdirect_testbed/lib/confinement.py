@@ -22,7 +22,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import IO
 
@@ -77,6 +77,13 @@ class Network(Enum):
     ANSWER = "answer those who connect to it"
 
 
+class Capability(IntEnum):
+    """Capabilities that a program may keep, if it has them: numbers of capabilities(7)."""
+
+    SETPCAP = 8
+    SYS_CHROOT = 18
+
+
 @dataclass(frozen=True)
 class Confinement:
     """What a program may do.
@@ -84,12 +91,14 @@ class Confinement:
     :param reads: files and directories that it may read and execute
     :param writes: files and directories in which it may do all that its user may
     :param ptrace: let it trace processes that it started
+    :param keeps: capabilities that it needs to give up more
     """
 
     reads: tuple[Path, ...]
     writes: tuple[Path, ...]
     network: Network = Network.NONE
     ptrace: bool = False
+    keeps: tuple[Capability, ...] = ()
 
 
 @functools.cache
@@ -107,6 +116,7 @@ def start_confined(
     stdout: int | IO[bytes],
     stderr: int | IO[bytes],
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, confined, with nothing to read.
@@ -129,6 +139,7 @@ def start_confined(
                     stdout=stdout,
                     stderr=stderr,
                     env=env,
+                    cwd=cwd,
                     pass_fds=pass_fds,
                     start_new_session=True,
                 )
@@ -152,7 +163,9 @@ def _confine_this_thread(confinement: Confinement) -> None:
         _restrict_files(confinement, version)
     # Without capabilities root is the owner of its files and no more.
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    _call(_libc().syscall(_CAPSET, header, bytes(24)), "giving up capabilities")
+    kept = sum(1 << capability for capability in confinement.keeps) if os.geteuid() == 0 else 0
+    capabilities = struct.pack("III12x", kept, kept, 0)
+    _call(_libc().syscall(_CAPSET, header, capabilities), "giving up capabilities")
     _filter_calls(confinement)
 
 

@@ -116,6 +116,11 @@ class UntrustedDirectory:
         with suppress(FileNotFoundError), self._above(name) as (above, last):
             _remove(above, last)
 
+    def set_mode(self, name: Name, mode: int) -> None:
+        """Set the mode of a regular file."""
+        with self.open(name) as file:
+            os.fchmod(file.fileno(), mode)
+
     def names(self, name: Name = ".") -> list[str]:
         """The names of the regular files in a directory; none if it is not there."""
         with (
