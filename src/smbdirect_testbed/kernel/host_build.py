@@ -63,8 +63,9 @@ class HostBuildRoot(BuildRoot):
         return replace(contained, prefix=(*self._with_scripts(), *contained.prefix))
 
     def _command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        variables = {"LC_ALL": "C", **env}
-        return ["env", *(f"{k}={v}" for k, v in variables.items()), *argv]
+        # Not the variables of who builds: in CI they hold passwords.
+        variables = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), **env}
+        return ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:

@@ -77,7 +77,8 @@ def provide_tree_kernel(tree: Path, image: Image, progress: Progress) -> UmlKern
             facts = {"release": release, "identity": identity}
             (directory / _FACTS).write_text(json.dumps(facts))
 
-        if _facts(entry).get("identity") != identity or not root.holds(built):
+        sound = cache.find("kernels", name) and _facts(entry).get("identity") == identity
+        if not sound or not root.holds(built):
             cache.provide("kernels", name, make, progress, force=True)
     return UmlKernel(
         digest=cache.digest([name, identity]),

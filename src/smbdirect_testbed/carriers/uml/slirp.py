@@ -8,6 +8,7 @@ way out.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,13 @@ class Slirp:
         with self.log.open("wb") as log:
             try:
                 # It reads what the machine sends; a mistake in it must not be a way out.
-                process = start_confined(argv, self._confinement, stdout=log, stderr=log)
+                process = start_confined(
+                    argv,
+                    self._confinement,
+                    stdout=log,
+                    stderr=log,
+                    env={"PATH": os.environ.get("PATH", os.defpath)},
+                )
             except FileNotFoundError as e:
                 raise ProvisionError(
                     "slirp4netns is missing, and the carrier uml needs it",
