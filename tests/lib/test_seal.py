@@ -36,6 +36,7 @@ class Cache:
         (directory / "linux").chmod(0o755)
         (directory / "sub/link").symlink_to("../linux")
         (directory / "sub/module.ko").write_text("module")
+        (directory / "root").mkdir()
 
 
 @pytest.fixture
@@ -170,16 +171,39 @@ def test_a_seal_is_of_one_entry(entries: Cache, tmp_path: Path) -> None:
     )
 
 
-def test_what_builds_write_to_is_not_sealed(entries: Cache) -> None:
+def test_what_builds_write_to_is_not_sealed(entries: Cache, tmp_path: Path) -> None:
     entry = entries.provide("build-roots")
-    (entry / "root/build/w").mkdir(parents=True)
-    cache._sound.clear()
-    assert cache.find("build-roots", "one") is None  # The directory root is new.
-    entry = entries.provide("build-roots")
-    (entry / "records").mkdir()
-    (entry / "records/file").touch()
+    for name in ("records/file", "root/build/w/file", "root/tmp/file"):
+        (entry / name).parent.mkdir(parents=True, exist_ok=True)
+        (entry / name).touch()
+    assert _again(entries, tmp_path) == 1
+    (entry / "root/gcc").touch()
+    assert _again(entries, tmp_path) == 2
+
+
+def _again(entries: Cache, tmp_path: Path) -> int:
+    """How often a build root was made, when it is looked at after the next boot."""
+    shutil.rmtree(tmp_path / "data/smbdirect-testbed/sound", ignore_errors=True)
     entries.provide("build-roots")
-    assert entries.made == 2
+    return entries.made
+
+
+def test_a_build_root_is_looked_at_once_a_boot(
+    entries: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = entries.provide("build-roots")
+    entries.provide("build-roots")
+    with monkeypatch.context() as patched:
+        patched.setattr(seal.Sealed, "is_sound", lambda _: pytest.fail("looked again"))
+        entries.provide("build-roots")
+    _replace(entry)
+    assert _again(entries, tmp_path) == 2
+    # A copy is another one.
+    entries.provide("build-roots")
+    _copied_elsewhere(entry)
+    (entry / "linux").write_text("x")
+    entries.provide("build-roots")
+    assert entries.made == 3
 
 
 def test_the_key_is_private(entries: Cache, tmp_path: Path) -> None:

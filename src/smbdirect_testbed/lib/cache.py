@@ -26,6 +26,8 @@ _WITHOUT_SEAL = ("templates",)
 """Kinds of entries that know by themselves whether they are whole."""
 _WRITTEN_LATER = {"build-roots": frozenset({"records", "root/build", "root/dev", "root/tmp"})}
 """What builds write to."""
+_SELDOM = ("build-roots",)
+"""Kinds that have so many files that one look takes most of a second: once a boot is enough."""
 _sound: set[Path] = set()
 """Entries that were looked at."""
 
@@ -98,8 +100,12 @@ def find(kind: str, name: str) -> Path | None:
     sealed = _sealed(kind, entry)
     # Once for a process: what changes later is changed by this user.
     if sealed and entry not in _sound:
-        if not sealed.is_sound():
-            return None
+        seldom = kind in _SELDOM
+        if not (seldom and sealed.was_sound_since_boot()):
+            if not sealed.is_sound():
+                return None
+            if seldom:
+                sealed.note_sound()
         _sound.add(entry)
     return entry
 

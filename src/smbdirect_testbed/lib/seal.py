@@ -30,6 +30,7 @@ from smbdirect_testbed.lib.errors import ProvisionError
 
 _VARIABLE = "SMBDIRECT_TESTBED_CACHE_KEY"
 _KEY_BYTES = 32
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _File = list[int | str]
 """Mode, size, two times, inode, and the digest of its content, or where a link leads."""
@@ -70,6 +71,28 @@ class Sealed:
             self.seal()
             return True
         return self._agrees(recorded, ours=ours)
+
+    def note_sound(self) -> None:
+        """Remember, outside of the cache, that this very entry was found sound."""
+        note = self._note
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note.write_text(self._found_now())
+
+    def was_sound_since_boot(self) -> bool:
+        """Whether the entry, with this seal, was found sound since the computer was started."""
+        try:
+            return self._note.read_text() == self._found_now()
+        except OSError:
+            return False
+
+    @property
+    def _note(self) -> Path:
+        return _own_directory() / "sound" / self.file.name
+
+    def _found_now(self) -> str:
+        entry, sealed = self.entry.lstat(), self.file.lstat()
+        boot = _BOOT.read_text().strip()
+        return f"{boot} {self.entry} {entry.st_ino} {sealed.st_ino} {sealed.st_ctime_ns}"
 
     def _agrees(self, recorded: Mapping[str, _File], *, ours: bool) -> bool:
         found: dict[str, _File] = {}
@@ -139,10 +162,15 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _own_directory() -> Path:
+    """Where this user keeps what no cache may hold."""
+    return Path(platformdirs.user_data_dir("smbdirect-testbed"))
+
+
 def _key() -> bytes:
     if given := os.environ.get(_VARIABLE):
         return given.encode()
-    file = Path(platformdirs.user_data_dir("smbdirect-testbed")) / "cache-key"
+    file = _own_directory() / "cache-key"
     with suppress(FileNotFoundError):
         return file.read_bytes()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
