@@ -70,7 +70,13 @@ class Sealed:
         if recorded is None:
             self.seal()
             return True
-        return self._agrees(recorded, ours=ours)
+        if ours:
+            return self._agrees(recorded, ours=True)
+        # Another user's seal stays: containers may share a cache with the computer they are on.
+        sound = self.was_sound_since_boot() or self._agrees(recorded, ours=False)
+        if sound:
+            self.note_sound()
+        return sound
 
     def note_sound(self) -> None:
         """Remember, outside of the cache, that this very entry was found sound."""
@@ -108,7 +114,7 @@ class Sealed:
             found[name] = [*looked, digest]
         if found.keys() != recorded.keys():
             return False
-        if not ours or found != recorded:
+        if ours and found != recorded:
             self._write(found)
         return True
 
