@@ -198,6 +198,8 @@ def log_file(name: str) -> Path:
 
 def _directory(path: Path) -> Path:
     try:
+        # Trees that are nobody else's business are copied there.
+        paths.cache().mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ProvisionError(
