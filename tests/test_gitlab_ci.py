@@ -26,7 +26,7 @@ def test_keys_are_those_of_a_job(job: dict[str, Any]) -> None:
     assert all(isinstance(line, str) for line in job["script"])
 
 
-@pytest.mark.parametrize("environment", ["", "siw"])
+@pytest.mark.parametrize("environment", ["", "siw", "an environment *"])
 @pytest.mark.parametrize("driver", ["", "/a tree/linux"])
 def test_script_sets_up_and_runs(
     job: dict[str, Any], tmp_path: Path, driver: str, environment: str
@@ -45,7 +45,7 @@ def test_script_sets_up_and_runs(
             "CI_PROJECT_DIR": str(tmp_path),
             "SMBDIRECT_TESTBED_DRIVER": driver,
             "SMBDIRECT_TESTBED_ENVIRONMENT": environment,
-            "SMBDIRECT_TESTBED_ARGUMENTS": "-k nbt",
+            "SMBDIRECT_TESTBED_ARGUMENTS": "-k nbt *",
         },
         cwd=tmp_path,
         capture_output=True,
@@ -56,7 +56,41 @@ def test_script_sets_up_and_runs(
     what = f"[{environment}]" if environment else ""
     option = f"[--driver][{driver}]" if driver else ""
     run = "[.venv/bin/smbdirect-testbed][run][--then-prepare]"
-    assert done.stdout == f"[.ci/setup]{run}{what}{option}[-k][nbt]"
+    assert done.stdout == f"[.ci/setup]{run}{what}{option}[-k][nbt][*]"
+
+
+@pytest.mark.parametrize("reference", ["main", "commit", "v1", "--upload-pack=touch ran"])
+def test_the_testbed_of_a_branch_a_tag_or_a_commit(
+    job: dict[str, Any], tmp_path: Path, reference: str
+) -> None:
+    origin = tmp_path / "origin"
+    git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "init", "--quiet", "-b", "main", origin], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    subprocess.run([*git, "tag", "v1"], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    done = subprocess.run(
+        ["bash", "-e", "-c", job["script"][0] + "\ngit rev-parse HEAD"],
+        env={
+            **os.environ,
+            "SMBDIRECT_TESTBED_URL": origin.as_uri(),
+            "SMBDIRECT_TESTBED_REF": commit if reference == "commit" else reference,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not list(tmp_path.rglob("ran"))
+    assert (done.stdout == f"{commit}\n") is not reference.startswith("-")
+
+
+def test_merge_requests_have_no_part_in_the_cache_of_protected_branches(
+    job: dict[str, Any],
+) -> None:
+    assert "$CI_COMMIT_REF_PROTECTED" in job["cache"]["key"]
+    assert job["image"] == "$SMBDIRECT_TESTBED_IMAGE"
+    assert job["variables"]["SMBDIRECT_TESTBED_IMAGE"].startswith("debian:")
 
 
 def test_the_projects_own_pipeline() -> None:

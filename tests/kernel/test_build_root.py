@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from smbdirect_testbed.kernel import build_root
+from smbdirect_testbed.kernel import build_root, containment
 from smbdirect_testbed.kernel.build_root import BuildRoot
+from smbdirect_testbed.kernel.containment import Contained
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
@@ -19,7 +21,9 @@ FILE = PurePosixPath("/build/x/file")
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRoot:
     """A build root whose commands run outside, so that the test needs no system in it."""
     monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build_root, "_enter_argv", lambda root: ("env", "-C", str(root)))
+    monkeypatch.setattr(
+        containment, "in_root", lambda root, _writable: Contained(("env", "-C", str(root)))
+    )
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "packages").write_text("gcc 4:14.2.0-1\nmake 4.4\n")
     return build_root._DirectoryBuildRoot(tmp_path)
@@ -106,7 +110,7 @@ def test_an_interrupted_use_is_resumed(root: BuildRoot, tmp_path: Path) -> None:
             assert root.bring_tree(files, tree, work) == 2
             for name in ("old.c", "old.o", "half.o"):
                 (here / name).touch()
-            for name in ("old.c", "old.o", build_root._RECORD):
+            for name in ("old.c", "old.o"):
                 os.utime(here / name, (1, 1))
             raise KeyboardInterrupt
 
@@ -121,9 +125,82 @@ def test_an_interrupted_use_is_resumed(root: BuildRoot, tmp_path: Path) -> None:
         assert (here / "new.c").exists()
 
 
-def test_an_ordinary_user_needs_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setattr("shutil.which", lambda _name: None)
-    with pytest.raises(ProvisionError) as raised:
-        build_root._enter_argv.__wrapped__(Path("/"))
-    assert raised.value.hint == "install the package bubblewrap"
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """A directory of this computer's, which no build may reach."""
+    directory = tmp_path / "precious"
+    directory.mkdir()
+    (directory / "key").write_text("PRIVATE KEY")
+    return directory
+
+
+def _unchanged(precious: Path) -> bool:
+    return [(f.name, f.read_text()) for f in precious.iterdir()] == [("key", "PRIVATE KEY")]
+
+
+def test_a_build_leaves_links_where_files_are_put(
+    root: BuildRoot, tmp_path: Path, precious: Path
+) -> None:
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "key").write_text("1")
+    here = tmp_path / "root/build/w"
+    with root.work_directory("w", Progress(quiet=True)) as work:
+        root.put({work / "src": source})
+        for leave in (
+            f"rm -r {here}/src/sub; ln -s {precious} {here}/src/sub",
+            f"ln -sf {precious}/key {here}/src/sub/key",
+            f"rm -r {here}/src; ln -s {precious} {here}/src",
+        ):
+            root.run(["sh", "-c", leave])
+            (source / "sub" / "key").write_text(leave)
+            root.put({work / "src": source})
+            assert (here / "src/sub/key").read_text() == leave
+            assert _unchanged(precious)
+
+
+def test_a_build_forges_what_is_known_of_files(
+    root: BuildRoot, tmp_path: Path, precious: Path
+) -> None:
+    """What vanished is removed, by a record; it was in reach of the build."""
+    (tmp_path / "in").write_text("1")
+    here = tmp_path / "root/build/w"
+    with root.work_directory("w", Progress(quiet=True)) as work:
+        root.put({work / "file": tmp_path / "in"})
+        forged = json.dumps([str(precious / "key")])
+        for record in (tmp_path / "root").rglob("*"):
+            if record.is_file() and record.read_bytes().startswith((b"[", b"{")):
+                record.write_text(forged)
+        (here / ".testbed-copied.json").write_text(json.dumps({f"{precious}/key": ""}))
+        root.put({work / "file": tmp_path / "in"})
+        root.bring_tree({}, tmp_path, work)
+    assert _unchanged(precious)
+
+
+def test_a_build_leaves_links_where_products_are_taken(
+    root: BuildRoot, tmp_path: Path, precious: Path
+) -> None:
+    with root.work_directory("w", Progress(quiet=True)) as work:
+        here = tmp_path / "root/build/w"
+        root.run(["ln", "-s", str(precious / "key"), str(here / "smbdirect.ko")])
+        root.run(["ln", "-s", str(precious), str(here / "modules")])
+        for name in ("smbdirect.ko", "modules", "modules/key"):
+            with pytest.raises(ProvisionError, match="is a link"):
+                root.take({work / name: tmp_path / "out" / name})
+        root.run(["mkdir", str(here / "all")])
+        root.run(["ln", "-s", str(precious / "key"), str(here / "all/link")])
+        root.take({work / "all": tmp_path / "out"})
+    for file in (tmp_path / "out").rglob("*"):
+        assert file.is_symlink() or file.is_dir() or "PRIVATE" not in file.read_text()
+
+
+def test_an_interrupted_build_leaves_links(root: BuildRoot, tmp_path: Path, precious: Path) -> None:
+    def interrupted() -> None:
+        with root.work_directory("w", Progress(quiet=True)):
+            (tmp_path / "root/build/w/d").symlink_to(precious)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with root.work_directory("w", Progress(quiet=True)):
+        assert _unchanged(precious)

@@ -115,6 +115,47 @@ def test_a_tree_inside_another_repository_has_no_commit(repository: Path) -> Non
     assert tree_source(inner).version.startswith("content ")
 
 
+def test_what_a_tree_has_git_run_is_not_run(repository: Path, tmp_path: Path) -> None:
+    """Whoever made the tree would run programs as who tests it."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {ran} {repository}/ran; cat\n")
+    program.chmod(0o755)
+    (repository / ".gitattributes").write_text("*.c filter=evil\n")
+    git(repository, "add", ".gitattributes")
+    git(repository, "commit", "--quiet", "-m", "attributes")
+    for setting in ("core.fsmonitor", "filter.evil.clean", "filter.evil.process", "core.pager"):
+        git(repository, "config", setting, str(program))
+    hook = repository / ".git/hooks/post-index-change"
+    hook.parent.mkdir(exist_ok=True)
+    hook.symlink_to(program)
+    # Of another size or time, so that git compares, which takes the filter.
+    (repository / "fs/smb/smbdirect/main.c").write_text("int other;\n")
+    assert tree_source(repository).version.startswith(git(repository, "describe", "--always")[:7])
+    assert not ran.exists()
+    assert not (repository / "ran").exists()
+
+
+def test_the_commit_of_a_work_tree(repository: Path, tmp_path: Path) -> None:
+    git(repository, "worktree", "add", "--quiet", str(tmp_path / "other"))
+    commit = git(repository, "rev-parse", "--short=12", "HEAD")
+    assert tree_source(tmp_path / "other").version == commit
+
+
+def test_a_link_to_a_file_of_its_user_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("PRIVATE KEY")
+    (tree / "fs/smb/client/stolen.h").symlink_to(tmp_path / "key")
+    with pytest.raises(UsageError, match="leads out of the tree"):
+        tree_source(tree)
+
+
+def test_a_part_that_is_a_link_out_of_the_tree_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tree / "fs/smb").rename(tmp_path / "elsewhere")
+    (tree / "fs/smb").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="leads out of the tree"):
+        tree_source(tree)
+
+
 def test_git(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path / "cache"))
     commit = git(repository, "rev-parse", "HEAD")

@@ -132,3 +132,12 @@ def test_a_file_that_cannot_be_read(tree: Path, record: Path) -> None:
     (tree / "kernel/fork.c").chmod(0)
     with pytest.raises(UsageError, match="cannot read"):
         read_tree(tree, record)
+
+
+def test_a_link_out_of_the_tree_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("PRIVATE KEY")
+    (tree / "kernel/inside.c").symlink_to("fork.c")
+    read_tree(tree, tmp_path / "record")
+    (tree / "kernel/stolen.c").symlink_to(tmp_path / "key")
+    with pytest.raises(UsageError, match=r"stolen\.c leads out of the tree"):
+        read_tree(tree, tmp_path / "record")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from smbdirect_testbed.kernel.tree_sync import forget_last, sync, sync_files
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 
 Places = tuple[Path, Path, Path]
 
@@ -22,10 +24,20 @@ def places(tmp_path: Path) -> Places:
     return source, tmp_path / "target", tmp_path / "record"
 
 
+def _sync(source: Path, target: Path, record: Path) -> None:
+    sync(source, UntrustedDirectory(target.parent), PurePosixPath(target.name), record)
+
+
+def _sync_files(
+    wanted: dict[str, str], source: Path, target: Path, record: Path, there: Iterable[str]
+) -> int:
+    return sync_files(wanted, source, UntrustedDirectory(target), record, there)
+
+
 def test_first_copy(places: Places) -> None:
     source, target, record = places
     (source / "a.c").chmod(0o700)
-    sync(source, target, record)
+    _sync(source, target, record)
     assert (target / "a.c").read_text() == "a"
     assert (target / "a.c").stat().st_mode & 0o777 == 0o755
     assert (target / "sub" / "b.c").read_text() == "b"
@@ -33,11 +45,11 @@ def test_first_copy(places: Places) -> None:
 
 def test_only_what_differs_gets_a_new_time(places: Places) -> None:
     source, target, record = places
-    sync(source, target, record)
+    _sync(source, target, record)
     before = {p: (target / p).stat().st_mtime_ns for p in ("a.c", "sub/b.c")}
     (source / "a.c").write_text("A")
     (source / "sub" / "b.c").touch()
-    sync(source, target, record)
+    _sync(source, target, record)
     assert (target / "a.c").read_text() == "A"
     assert (target / "a.c").stat().st_mtime_ns > before["a.c"]
     assert (target / "sub/b.c").stat().st_mtime_ns == before["sub/b.c"]
@@ -45,16 +57,16 @@ def test_only_what_differs_gets_a_new_time(places: Places) -> None:
 
 def test_what_vanished_vanishes_and_what_was_built_stays(places: Places) -> None:
     source, target, record = places
-    sync(source, target, record)
+    _sync(source, target, record)
     (target / "a.o").touch()
     (source / "a.c").unlink()
-    sync(source, target, record)
+    _sync(source, target, record)
     assert sorted(p.name for p in target.iterdir()) == ["a.o", "sub"]
 
 
 def test_a_single_file(places: Places) -> None:
     source, target, record = places
-    sync(source / "a.c", target / "deep" / "a.c", record)
+    sync(source / "a.c", UntrustedDirectory(target), PurePosixPath("deep/a.c"), record)
     assert (target / "deep" / "a.c").read_text() == "a"
 
 
@@ -63,11 +75,11 @@ WANTED = {"a.c": "-1", "sub/b.c": "-2"}
 
 def test_many_files_known_to_be_the_same_are_not_looked_at(places: Places) -> None:
     source, target, record = places
-    assert sync_files(WANTED, source, target, record, ()) == 2
+    assert _sync_files(WANTED, source, target, record, ()) == 2
     (target / "sub/b.c").write_text("changed here, as a patch does")
-    assert sync_files(WANTED, source, target, record, ()) == 0
+    assert _sync_files(WANTED, source, target, record, ()) == 0
     (source / "a.c").write_text("edited")
-    assert sync_files({**WANTED, "a.c": "x3"}, source, target, record, ()) == 1
+    assert _sync_files({**WANTED, "a.c": "x3"}, source, target, record, ()) == 1
     assert (target / "a.c").read_text() == "edited"
     assert (target / "a.c").stat().st_mode & 0o111
     assert "changed here" in (target / "sub/b.c").read_text()
@@ -75,20 +87,20 @@ def test_many_files_known_to_be_the_same_are_not_looked_at(places: Places) -> No
 
 def test_of_many_files_what_vanished_vanishes_and_what_was_built_stays(places: Places) -> None:
     source, target, record = places
-    sync_files(WANTED, source, target, record, ())
+    _sync_files(WANTED, source, target, record, ())
     (target / "a.o").touch()
-    assert sync_files({"a.c": "-1"}, source, target, record, ()) == 1
+    assert _sync_files({"a.c": "-1"}, source, target, record, ()) == 1
     assert sorted(p.name for p in target.rglob("*")) == ["a.c", "a.o", "sub"]
 
 
 def test_a_copy_without_a_record_keeps_the_times_of_what_is_the_same(places: Places) -> None:
     source, target, record = places
-    sync_files(WANTED, source, target, record, ())
+    _sync_files(WANTED, source, target, record, ())
     os.utime(target / "a.c", (1, 1))
     (target / "sub/b.c").write_text("another")
     (target / "stale.h").touch()
     record.unlink()
-    assert sync_files(WANTED, source, target, record, ["a.c", "stale.h"]) == 2
+    assert _sync_files(WANTED, source, target, record, ["a.c", "stale.h"]) == 2
     assert (target / "a.c").stat().st_mtime == 1
     assert (target / "sub/b.c").read_text() == "b"
     assert not (target / "stale.h").exists()
@@ -96,17 +108,17 @@ def test_a_copy_without_a_record_keeps_the_times_of_what_is_the_same(places: Pla
 
 def test_an_interrupted_copy_is_completed(places: Places) -> None:
     source, target, record = places
-    sync_files(WANTED, source, target, record, ())
+    _sync_files(WANTED, source, target, record, ())
     text = (source / "sub/b.c").read_text()
     (source / "sub/b.c").unlink()
     changed = {"a.c": "-4", "sub/b.c": "-5"}
     (source / "a.c").write_text("new")
     with pytest.raises(FileNotFoundError):
-        sync_files(changed, source, target, record, ())
+        _sync_files(changed, source, target, record, ())
     # As it was before: what is known of a file has to be forgotten before it is written to.
     (source / "a.c").write_text("a")
     (source / "sub/b.c").write_text(text)
-    sync_files(WANTED, source, target, record, ())
+    _sync_files(WANTED, source, target, record, ())
     assert (target / "a.c").read_text() == "a"
 
 

@@ -11,9 +11,10 @@ from tests.helpers.kernel_trees import FILES, MAKEFILE, image_with
 
 from smbdirect_testbed.config.spec import DriverOrigin, DriverSpec
 from smbdirect_testbed.image.image import Image
-from smbdirect_testbed.kernel import build_root, uml_from_tree
+from smbdirect_testbed.kernel import containment, uml_from_tree
 from smbdirect_testbed.kernel import tree as kernel_tree
 from smbdirect_testbed.kernel.build_root import BuildRoot, _DirectoryBuildRoot
+from smbdirect_testbed.kernel.containment import Contained
 from smbdirect_testbed.kernel.toolchain import KernelPackages, Toolchain
 from smbdirect_testbed.kernel.uml import UmlKernel, kernel_name
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
@@ -26,9 +27,9 @@ ERROR = "kernel/fork.c:3:9: error: 'nothing' undeclared"
 class _Root(_DirectoryBuildRoot):
     """A build root whose commands run outside."""
 
-    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    def _command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
         there = f"{self.directory}/build/"
-        return super()._inside([word.replace("/build/", there) for word in argv], env)
+        return super()._command([word.replace("/build/", there) for word in argv], env)
 
 
 @dataclass
@@ -74,7 +75,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Compiler:
     monkeypatch.setenv("SMBDIRECT_TESTBED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build_root, "_enter_argv", lambda root: ("env", "-C", str(root)))
+    monkeypatch.setattr(
+        containment, "in_root", lambda root, _writable: Contained(("env", "-C", str(root)))
+    )
     (tmp_path / "root").mkdir()
     (tmp_path / "root/packages").write_text("gcc 14\n")
     root = _Root(tmp_path)

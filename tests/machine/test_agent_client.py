@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 
@@ -50,3 +50,19 @@ def test_only_files_of_its_own_are_read(tmp_path: Path, name: str) -> None:
     ):
         agent.run(["true"], timeout=5)
     assert secret.read_text() == "PRIVATE KEY"
+
+
+def test_the_directory_for_output_may_have_become_a_link(tmp_path: Path) -> None:
+    shared, precious = tmp_path / "shared", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "key").write_text("PRIVATE KEY")
+    machine = FakeMachine(shared, PurePosixPath("/testbed"))
+    with closing(AgentClient(machine, _Liar("key"), started=True)) as agent:
+        (shared / "agent").rmdir()
+        (shared / "agent").symlink_to(precious)
+        with pytest.raises(ProvisionError, match="named a file that is not its own"):
+            agent.run(["true"], timeout=5)
+        # A large request goes by a file.
+        with suppress(ProvisionError):
+            agent.run(["x" * 1000], timeout=5)
+    assert [(f.name, f.read_text()) for f in precious.iterdir()] == [("key", "PRIVATE KEY")]

@@ -32,11 +32,9 @@ def test_the_machine_gets_what_it_needs_and_not_our_private_key(
     channel: SshChannel, tmp_path: Path
 ) -> None:
     offered = tmp_path / "shared" / "ssh"
-    assert {p.name for p in offered.iterdir()} == {
-        "authorized_keys",
-        "host_ed25519",
-        "host_ed25519.pub",
-    }
+    assert {p.name for p in offered.iterdir()} == {"authorized_keys", "host_ed25519"}
+    assert stat.S_IMODE(offered.stat().st_mode) == 0o700
+    assert stat.S_IMODE((offered / "host_ed25519").stat().st_mode) == 0o600
     key = channel.directory / "id_ed25519"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     public = (offered / "authorized_keys").read_text()
@@ -45,7 +43,7 @@ def test_the_machine_gets_what_it_needs_and_not_our_private_key(
 
 def test_the_host_key_is_known_beforehand(channel: SshChannel, tmp_path: Path) -> None:
     known = (channel.directory / "known_hosts").read_text().split()
-    offered = (tmp_path / "shared" / "ssh" / "host_ed25519.pub").read_text().split()
+    offered = (channel.directory / "host_ed25519.pub").read_text().split()
     assert known[0] == "testbed"
     assert known[1:3] == offered[:2]
 

@@ -115,7 +115,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     driver = provide_driver(DriverSpec(), image, progress, kernel)
     directory = tmp_path_factory.mktemp("runner")
     size = MachineSpec(cpus=2, memory=3072)
-    with uml_machine("runner", image, kernel, size, directory, progress) as machine:
+    here = Path("/")
+    with uml_machine("runner", image, kernel, size, directory, progress, sees=here) as machine:
         arguments = [str(driver.directory), *(m.name for m in driver.modules)]
         machine.run(["sh", "-c", _MAKE_RUNNER, "make", *arguments], timeout=60)
         yield Runner(machine)

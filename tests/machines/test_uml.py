@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.machines.conftest import Testbed
+
+from smbdirect_testbed.carriers.uml.provide import UmlMachine, uml_machine
+from smbdirect_testbed.config.spec import MachineSpec
+from smbdirect_testbed.image.image import provide_image
+from smbdirect_testbed.image.recipe import read_recipe
+from smbdirect_testbed.kernel.uml import provide_uml_kernel
+from smbdirect_testbed.lib.progress import Progress
 
 pytestmark = pytest.mark.vm
 
@@ -41,6 +51,72 @@ def test_killed_while_it_runs(testbed: Testbed) -> None:
     assert "orphan" in testbed.run("status").output
     assert testbed.run("clean", "--yes").status == 0
     assert testbed.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UmlMachine]:
+    """One whose root is hostile."""
+    progress = Progress()
+    image = provide_image(read_recipe("trixie"), progress)
+    kernel = provide_uml_kernel(image, progress)
+    directory = tmp_path_factory.mktemp("machine")
+    (directory / "secret").write_text("PRIVATE KEY")
+    with uml_machine("m", image, kernel, MachineSpec(), directory, progress) as machine:
+        yield machine
+
+
+def test_it_sees_no_more_than_its_shared_directory(machine: UmlMachine) -> None:
+    """Its kernel looks up names for it, so a link or ``..`` there is one of this computer's."""
+    secret = machine.shared.here.parent / "secret"
+    done = machine.run(["sh", "-c", _LOOK_AROUND, "look", str(secret.parent)], check=False)
+    print(done.output)
+    assert "shared: ssh" in done.stdout
+    assert "PRIVATE KEY" not in done.stdout
+    assert "root:" not in done.stdout
+    assert secret.read_text() == "PRIVATE KEY"
+
+
+_LOOK_AROUND = """
+mkdir -p /mnt/a /mnt/b /mnt/c
+busybox mount -t hostfs -o / none /mnt/a
+echo shared: $(ls /mnt/a | grep ssh)
+cat /mnt/a/etc/passwd "/mnt/a$1/secret"
+busybox mount -t hostfs -o .. none /mnt/b && cat /mnt/b/secret && echo x >/mnt/b/secret
+busybox mount -t hostfs -o ../../../../../../../../../.. none /mnt/c && cat /mnt/c/etc/passwd
+# A directory for one mount, and a link of this computer's for the other.
+mkdir /testbed/d
+cd /testbed/d
+rmdir /mnt/a/d
+ln -s "$1" /mnt/a/d
+cat /testbed/d/secret
+echo x >/testbed/d/secret
+"""
+
+
+def test_it_has_no_way_out(machine: UmlMachine) -> None:
+    """Not to this computer's other addresses either; slirp4netns itself shuts loopback only."""
+    addresses = [
+        address.address
+        for listed in psutil.net_if_addrs().values()
+        for address in listed
+        if address.family is socket.AF_INET and not address.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this computer has no address but loopback")
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        server.settimeout(0.1)
+        where = [addresses[0], str(server.getsockname()[1])]
+        done = machine.run(["python3", "-I", "-c", _CONNECT, *where], check=False, timeout=30)
+        print(done.output)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert done.status == 1
+
+
+_CONNECT = """
+import socket, sys
+socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+"""
 
 
 _TAKES_ALL_MEMORY = '''

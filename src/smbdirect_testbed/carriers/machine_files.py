@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from smbdirect_testbed.carriers.runtime_base import make_runtime_base, runtime_base
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
-from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.ssh import SHARED_FILES
 
@@ -85,7 +84,7 @@ class VmState:
     @property
     def runtime(self) -> Path:
         """The runtime directory: always the same one for a directory."""
-        return _base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
+        return runtime_base() / sha256(os.fsencode(self.directory.resolve())).hexdigest()[:12]
 
     @property
     def libvirt(self) -> Path:
@@ -156,7 +155,7 @@ class VmState:
 
     def _make_runtime(self) -> bool:
         """Make the directory; false if another machine has just removed its parent."""
-        _make_base()
+        make_runtime_base()
         try:
             self.runtime.mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:
@@ -175,29 +174,8 @@ class VmState:
 def find_strays() -> list[VmState]:
     """Machines of this user whose directories were removed while they ran."""
     states = [
-        VmState(Path(os.fsdecode(owner.read_bytes()))) for owner in _base().glob(f"*/{_OWNER}")
+        VmState(Path(os.fsdecode(owner.read_bytes())))
+        for owner in runtime_base().glob(f"*/{_OWNER}")
     ]
     # During its start a machine has the link before it has an owner.
     return [state for state in states if not state.is_linked]
-
-
-def _make_base() -> None:
-    """Make a directory of this user with a short path."""
-    base = _base()
-    try:
-        base.mkdir(mode=0o700, exist_ok=True)
-        found = base.lstat()
-    except OSError as e:
-        raise ProvisionError(
-            f"cannot make {base}: {e.strerror}", hint="machines need a writable /tmp for sockets"
-        ) from e
-    # All users may write in /tmp, and keys and sockets will be below this directory.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o22:
-        raise ProvisionError(
-            f"{base} is not a directory of this user alone", hint=f"remove {base} and try again"
-        )
-    base.chmod(0o700)
-
-
-def _base() -> Path:
-    return Path("/tmp") / f"smbdirect-testbed-{os.geteuid()}"

@@ -9,6 +9,7 @@ import click
 
 from smbdirect_testbed.environment.instance import Instance, find_instance, instances
 from smbdirect_testbed.lib.errors import UsageError
+from smbdirect_testbed.lib.printable import printable
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.run.killed import publish_killed_runs
@@ -67,7 +68,7 @@ def status() -> None:
         )
         for machine in {id(h.machine): h.machine for h in hosts.values()}.values():
             if reason := machine.death():
-                click.echo(f"  machine {machine.name} is dead: {reason}")
+                click.echo(f"  machine {machine.name} is dead: {printable(reason)}")
 
 
 @click.command()

@@ -154,7 +154,8 @@ def new_instance(name: str, *, keep: bool) -> Iterator[Instance]:
 
     :raises UsageError: an instance of that name exists
     """
-    paths.state().mkdir(parents=True, exist_ok=True)
+    # Logs, and keys of machines, are no other user's business.
+    paths.state().mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = paths.state() / name
     # It gets its name after it is locked; otherwise it could be taken for an orphan.
     unnamed = Path(tempfile.mkdtemp(prefix=".new-", dir=paths.state()))

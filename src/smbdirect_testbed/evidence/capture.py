@@ -240,7 +240,7 @@ def capturing(client: Host, hosts: Mapping[str, Host], log: Path) -> Iterator[Wi
         for end in client.ends
     ]
     file = _file(client)
-    file.write_bytes(b"")
+    client.machine.shared.files.write(file.name, b"")
     start_capture(client)
     try:
         yield WireCapture(client, addresses, GrowingPcap(file), log)

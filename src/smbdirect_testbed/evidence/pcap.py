@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 
 _MAGIC = 0xA1B2C3D4
 _LINUX_SLL2 = 276
 _FILE_HEADER = struct.Struct("<IHHiIII")
 _RECORD_HEADER = struct.Struct("<IIII")
 _LARGEST_RECORD = 1 << 20
+_LARGEST_READ = 64 << 20
+"""Bytes read at once; the rest is read at the next time."""
 
 
 class Record(NamedTuple):
@@ -45,9 +48,10 @@ class GrowingPcap:
         :raises ProvisionError: the file is not a pcap file of such frames, or is damaged
         """
         try:
-            with self.path.open("rb") as file:
+            # A machine writes it, and could have made it a link or let it grow without end.
+            with UntrustedDirectory(self.path.parent).open(self.path.name) as file:
                 file.seek(self._position)
-                data = file.read()
+                data = file.read(_LARGEST_READ)
         except FileNotFoundError:
             return []
         at = 0

@@ -82,8 +82,8 @@ def provide_image(recipe: Recipe, progress: Progress, *, force: bool = False) ->
 def find_image(recipe: Recipe) -> Image | None:
     """The image of a recipe, if it is in the cache."""
     key = _key(recipe, paths.images() / "guest" / "finish")
-    entry = paths.cache() / "images" / f"{recipe.name}-{key[:16]}"
-    return _read(recipe, entry) if entry.is_dir() else None
+    entry = cache.find("images", f"{recipe.name}-{key[:16]}")
+    return _read(recipe, entry) if entry else None
 
 
 def _key(recipe: Recipe, finish: Path) -> str:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed.image.mmdebstrap import Bootstrap, bootstrap_directory
+from smbdirect_testbed.kernel import containment
+from smbdirect_testbed.kernel.containment import Contained
 from smbdirect_testbed.kernel.tree import source_names
-from smbdirect_testbed.kernel.tree_sync import copy_out, forget_last, sync, sync_files
+from smbdirect_testbed.kernel.tree_sync import forget_last, sync, sync_files
 from smbdirect_testbed.lib import cache, process
-from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError, TestbedError
+from smbdirect_testbed.lib.errors import CommandFailed, TestbedError
 from smbdirect_testbed.lib.process import CommandResult
 from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 
 _VERSION = "1"
 _GIB = 1.5
 _WORK = PurePosixPath("/build")
-_RECORD = ".testbed-copied.json"
 _LAST_SECONDS = 60.0
 """Seconds. Writing a single file of a build never takes longer."""
+
+_in_use: ContextVar[tuple[PurePosixPath, ...]] = ContextVar("work directories", default=())
+"""What builds may write to: the directories that this thread uses."""
+
+_said: list[str] = []
+"""What is said once only."""
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -49,11 +55,13 @@ class BuildRoot(ABC):
 
     :param packages: version by name, of all packages installed in it
     :param directory: where it is on this computer
+    :param records: where no build can write: what is known of the files that were put in
     """
 
-    def __init__(self, packages: Mapping[str, str], directory: Path) -> None:
+    def __init__(self, packages: Mapping[str, str], directory: Path, records: Path) -> None:
         self.packages = packages
         self.directory = directory
+        self.records = records
 
     def run(
         self,
@@ -71,9 +79,15 @@ class BuildRoot(ABC):
         :raises CommandFailed: status other than 0, or the deadline passed
         :raises ProvisionError: the disk is full
         """
-        with cache.disk_full_reported(self._path(self._records).parent):
+        contained = self._contained()
+        with cache.disk_full_reported(self.directory):
             try:
-                result = process.run(self._inside(argv, env or {}), log=log, timeout=timeout)
+                result = process.run(
+                    [*contained.prefix, *self._command(argv, {**contained.env, **(env or {})})],
+                    log=log,
+                    timeout=timeout,
+                    confinement=contained.confinement,
+                )
             except CommandFailed as e:
                 raise CommandFailed(argv, e.status, e.output, log=log) from e
         return CommandResult(tuple(argv), result.status, result.stdout, result.stderr)
@@ -84,10 +98,10 @@ class BuildRoot(ABC):
         :param files: path on this computer by path in the build root
         :raises ProvisionError: the disk is full
         """
-        records = self._path(self._records)
-        with cache.disk_full_reported(records.parent):
+        with cache.disk_full_reported(self.directory):
             for there, here in files.items():
-                sync(here, self._path(there), records / cache.digest([str(there)])[:16])
+                record = self.records / cache.digest([str(there)])[:16]
+                sync(here, self._files, there.relative_to("/"), record)
 
     def take(self, files: Mapping[PurePosixPath, Path]) -> None:
         """Copy files and directories out of the build root.
@@ -97,11 +111,15 @@ class BuildRoot(ABC):
         """
         for there, here in files.items():
             with cache.disk_full_reported(here.parent):
-                copy_out(self._path(there), here)
+                self._files.take(there.relative_to("/"), here)
 
     def holds(self, path: PurePosixPath) -> bool:
         """Whether the build root has such a file."""
-        return self._path(path).exists()
+        return self._files.is_file(path.relative_to("/"))
+
+    def mark(self, path: PurePosixPath) -> None:
+        """Make an empty file in the build root."""
+        self._files.write(path.relative_to("/"), b"")
 
     def bring_tree(self, files: Mapping[str, str], tree: Path, there: PurePosixPath) -> int:
         """Bring a kernel tree on this computer up to date in a work directory.
@@ -111,22 +129,29 @@ class BuildRoot(ABC):
         :returns: how many files differed
         """
         here = self._path(there)
-        record = here / _RECORD
+        record = self.records / f"{there.name}.copied.json"
         known = () if record.exists() else source_names(here)
         with cache.disk_full_reported(here):
-            return sync_files(files, tree, here, record, known)
-
-    @property
-    @abstractmethod
-    def _records(self) -> PurePosixPath:
-        """The directory, in the build root, of what is known of files that were put in."""
+            return sync_files(files, tree, UntrustedDirectory(here), record, known)
 
     @abstractmethod
-    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        """The argv that, run on this computer, runs a command in the build root."""
+    def _contained(self) -> Contained:
+        """How commands run, which write to the work directories in use alone."""
+
+    @abstractmethod
+    def _command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """The command with its variables."""
 
     def _path(self, there: PurePosixPath) -> Path:
         return self.directory / there.relative_to("/")
+
+    @property
+    def _files(self) -> UntrustedDirectory:
+        return UntrustedDirectory(self.directory)
+
+    def is_interrupted(self, name: str) -> bool:
+        """Whether a work directory may be half written: its last use was interrupted."""
+        return False
 
     @abstractmethod
     def work_directory(
@@ -155,7 +180,7 @@ def provide_build_root(
     key = cache.digest([_VERSION, *suites, "", *packages, "", *hooks])
 
     def make(directory: Path) -> None:
-        _enter_argv(Path("/"))
+        containment.has_namespaces()
         with progress.phase("build_root", f"making build root {name}"):
             cache.require_space(directory, _GIB, f"build root {name}")
             what = Bootstrap(suites, packages, (*hooks, _LIST_PACKAGES))
@@ -175,29 +200,36 @@ class _DirectoryBuildRoot(BuildRoot):
         self._directory = directory
         root = directory / "root"
         lines = (root / "packages").read_text().splitlines()
-        super().__init__(dict(line.split(" ", 1) for line in lines), root)
+        packages = dict(line.split(" ", 1) for line in lines)
+        super().__init__(packages, root, directory / "records")
 
-    @property
-    def _records(self) -> PurePosixPath:
-        return _WORK / ".inputs"
+    def _contained(self) -> Contained:
+        return containment.in_root(self.directory, _in_use.get())
 
-    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    def _command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
         variables = {**_ENVIRONMENT, **env}
-        command = ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
-        return [*_enter_argv(self.directory), *command]
+        return ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
+
+    def is_interrupted(self, name: str) -> bool:
+        return self._mark(name).exists()
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
         there = _WORK / name
         here = self._path(there)
-        in_use = here.with_name(f"{name}.in-use")
+        in_use = self._mark(name)
         lock = f"build-{self._directory.name}-{name}"
         with cache.lock(lock, progress, f"the build directory {name}"):
+            if not containment.has_namespaces() and not _said:
+                _said.append(containment.REFUSED)
+                progress.say(containment.REFUSED)
             if in_use.exists():
                 forget_last(here, _LAST_SECONDS)
-                cache.remove(here / _RECORD)
-            here.mkdir(parents=True, exist_ok=True)
+                (self.records / f"{name}.copied.json").unlink(missing_ok=True)
+            self._files.make_directory(there.relative_to("/"))
+            in_use.parent.mkdir(exist_ok=True)
             in_use.touch()
+            token = _in_use.set((*_in_use.get(), there))
             try:
                 yield there
             except TestbedError as e:
@@ -205,32 +237,9 @@ class _DirectoryBuildRoot(BuildRoot):
                 if not isinstance(e, CommandFailed) or (e.status or -1) > 0:
                     in_use.unlink()
                 raise
+            finally:
+                _in_use.reset(token)
             in_use.unlink()
 
-
-@functools.cache
-def _enter_argv(root: Path) -> tuple[str, ...]:
-    """A prefix for a command that makes it run in a build root, for this user.
-
-    :raises ProvisionError: this user cannot run anything in a build root here
-    """
-    if os.geteuid() == 0:
-        # chroot needs only privileges that a container has by default; mounting needs more.
-        return ("chroot", os.fspath(root))
-    hint = "run as root, or allow unprivileged user namespaces on this computer"
-    if not shutil.which("bwrap"):
-        raise ProvisionError(
-            "bubblewrap (bwrap) is missing: an ordinary user needs it to build",
-            hint="install the package bubblewrap",
-        )
-    argv = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc"]
-    argv += ["--unshare-net", "--die-with-parent", "--bind", os.fspath(root), "/"]
-    argv += ["--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/"]
-    tried = process.run([*argv, "true"], check=False, timeout=30)
-    if not tried.ok:
-        raise ProvisionError(
-            "this user may not create user namespaces, and building needs one",
-            hint=hint,
-            detail=tried.output,
-        )
-    return tuple(argv)
+    def _mark(self, name: str) -> Path:
+        return self.records / f"{name}.in-use"

@@ -11,7 +11,8 @@ from typing import Self
 from smbdirect_testbed.config.spec import DriverOrigin, DriverSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS, KernelPackages, provide_toolchain
-from smbdirect_testbed.kernel.tree import BUILT
+from smbdirect_testbed.kernel.tree import BUILT, require_inside
+from smbdirect_testbed.kernel.tree_commit import described
 from smbdirect_testbed.lib import cache, process
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError, UsageError
 from smbdirect_testbed.lib.progress import Progress
@@ -131,7 +132,7 @@ def tree_source(tree: Path) -> DriverSource:
     _check_tree(tree)
     files = SourceFiles.read(tree, SOURCE_PARTS)
     digest = files.digest()
-    version = _git_version(tree) or f"content {digest[:12]}"
+    version = described(tree, SOURCE_PARTS) or f"content {digest[:12]}"
     return DriverSource(f"files {digest}", f"{tree} ({version})", version, files.write, tree)
 
 
@@ -163,28 +164,9 @@ def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, 
     for part in parts:
         for file in (directory / part, *sorted((directory / part).rglob("*"))):
             if file.is_file() and not BUILT.search(file.name):
+                require_inside(directory, file)
                 mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
                 yield file.relative_to(directory).as_posix(), (file.read_bytes(), mode)
-
-
-def _git_version(tree: Path) -> str | None:
-    """git's description of a tree; None if it is not a git tree or git refuses to read it."""
-
-    def git(*words: str) -> str | None:
-        env = {"GIT_OPTIONAL_LOCKS": "0", "GIT_CEILING_DIRECTORIES": str(tree.parent)}
-        argv = ["git", "-C", str(tree), *words]
-        result = process.run(argv, check=False, timeout=60, env=env)
-        return result.stdout.strip() if result.ok else None
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        if not commit:
-            return None
-        described = git("describe", "--tags", "--abbrev=12") or commit
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE_PARTS)
-        return f"{described}-dirty" if changed else described
-    except ProvisionError:
-        return None
 
 
 def _fetch(url: str, commit: str, directory: Path) -> None:

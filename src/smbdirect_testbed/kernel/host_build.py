@@ -11,9 +11,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from smbdirect_testbed.kernel.build_root import BuildRoot
+from smbdirect_testbed.kernel.containment import Contained, on_this_computer
 from smbdirect_testbed.lib import cache, paths, process
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -38,7 +40,8 @@ class HostBuildRoot(BuildRoot):
     """
 
     def __init__(self, headers: Path, source: Path) -> None:
-        super().__init__({}, Path("/"))
+        self._directory = paths.cache() / "local-build"
+        super().__init__({}, Path("/"), self._directory / "records")
         for tool in _TOOLS:
             if not shutil.which(tool):
                 raise ProvisionError(
@@ -47,15 +50,22 @@ class HostBuildRoot(BuildRoot):
                 )
         self._headers = headers
         self._source = source
-        self._directory = paths.cache() / "local-build"
+        self._work: Path | None = None
 
-    @property
-    def _records(self) -> PurePosixPath:
-        return PurePosixPath(self._directory) / ".inputs"
+    def _contained(self) -> Contained:
+        # What they lead to lies elsewhere in /usr/src, or in a tree of the computer's owner.
+        links = (self._headers / name for name in ("", "source", "scripts", "tools"))
+        headers = {link.resolve() for link in links}
+        kernel = Path("/lib/modules") / os.uname().release
+        sources = {(kernel / link).resolve() for link in ("build", "source")}
+        reads = (*sorted(headers | sources), kernel, self._directory)
+        contained = on_this_computer(reads, [self._work] if self._work else [])
+        return replace(contained, prefix=(*self._with_scripts(), *contained.prefix))
 
-    def _inside(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        variables = {"LC_ALL": "C", **env}
-        return [*self._with_scripts(), "env", *(f"{k}={v}" for k, v in variables.items()), *argv]
+    def _command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        # Not the variables of who builds: in CI they hold passwords.
+        variables = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), **env}
+        return ["env", "-i", *(f"{k}={v}" for k, v in variables.items()), *argv]
 
     @contextmanager
     def work_directory(self, name: str, progress: Progress) -> Iterator[PurePosixPath]:
@@ -64,11 +74,13 @@ class HostBuildRoot(BuildRoot):
             # Modules for this computer's kernel are built seldom, not at every save.
             cache.remove(directory)
             directory.mkdir(parents=True)
+            self._work = directory
             try:
                 yield PurePosixPath(directory)
             finally:
+                self._work = None
                 cache.remove(directory)
-                cache.remove(Path(self._records))
+                cache.remove(self.records)
 
     def _with_scripts(self) -> list[str]:
         """A prefix for a command, with which the headers have their ``asn1_compiler``."""

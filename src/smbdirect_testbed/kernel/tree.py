@@ -137,6 +137,18 @@ def read_tree(tree: Path, record: Path) -> Snapshot:
     return Snapshot(files, identity)
 
 
+def require_inside(tree: Path, file: Path) -> None:
+    """Raise UsageError if a file of a tree is elsewhere, and only a link is in the tree.
+
+    Otherwise whoever made the tree would have a build read the files of who builds it.
+    """
+    if not file.resolve().is_relative_to(tree.resolve()):
+        raise UsageError(
+            f"driver: {file} leads out of the tree",
+            hint="put a copy of the file there",
+        )
+
+
 def source_names(tree: Path) -> set[str]:
     """The names of a tree's files that a kernel is built from, without build products."""
     return {name for name, _ in _source_files(tree)}
@@ -154,6 +166,8 @@ def _source_files(tree: Path) -> Iterator[tuple[str, list[int]]]:
                     if _is_looked_into(entry.name, name):
                         directories.append((f"{name}/", only or _ONLY.get(name)))
                 elif (not only or only.match(entry.name)) and _is_source(entry):
+                    if entry.is_symlink():
+                        require_inside(tree, Path(entry.path))
                     stat = entry.stat()
                     times = [stat.st_mtime_ns, stat.st_ctime_ns]
                     yield name, [stat.st_size, *times, stat.st_mode & 0o100]

@@ -1,42 +1,51 @@
-"""Updating a copy of some files so that make rebuilds only what changed."""
+"""Updating a copy of some files so that make rebuilds only what changed.
+
+A build writes to the copy, too. So no link in it is followed, and the records of what was copied
+lie elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from smbdirect_testbed.lib import cache
+from smbdirect_testbed.lib.untrusted import Unsafe, UntrustedDirectory
+
+_LARGEST_SOURCE = 256 << 20
+"""Bytes of a file that is compared."""
 
 
-def sync(source: Path, target: Path, record: Path) -> None:
-    """Make ``target`` a copy of a file or directory; write only files whose content differs.
+def sync(source: Path, target: UntrustedDirectory, name: PurePosixPath, record: Path) -> None:
+    """Make a copy of a file or directory; write only files whose content differs.
 
     A copied file gets the current time: its own could be older than products of the version
-    before. Build products in ``target`` stay.
+    before. Build products in the copy stay.
 
+    :param name: of the copy, in ``target``
     :param record: a file that lists what was copied, so that files deleted in ``source`` are
-        deleted in ``target``
+        deleted in the copy
     """
-    wanted = dict(_files(source, target))
-    before = {Path(p) for p in json.loads(record.read_text())} if record.is_file() else set()
+    wanted = {str(copy): original for copy, original in _files(source, name)}
+    before = set(json.loads(record.read_text())) if record.is_file() else set()
     for stale in before - wanted.keys():
-        stale.unlink(missing_ok=True)
+        target.remove(stale)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps([str(p) for p in sorted(before | wanted.keys())]))
+    record.write_text(json.dumps(sorted(before | wanted.keys())))
     for copy, original in wanted.items():
-        content = original.read_bytes()
-        if not copy.is_file() or copy.read_bytes() != content:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
-        copy.chmod(0o755 if original.stat().st_mode & 0o100 else 0o644)
-    record.write_text(json.dumps([str(p) for p in sorted(wanted)]))
+        program = bool(original.stat().st_mode & 0o100)
+        _bring(target, copy, original.read_bytes(), 0o755 if program else 0o644)
+    record.write_text(json.dumps(sorted(wanted)))
 
 
 def sync_files(
-    wanted: Mapping[str, str], source: Path, target: Path, record: Path, there: Iterable[str]
+    wanted: Mapping[str, str],
+    source: Path,
+    target: UntrustedDirectory,
+    record: Path,
+    there: Iterable[str],
 ) -> int:
     """Do what :func:`sync` does for many files; files known to be equal are not read.
 
@@ -58,24 +67,12 @@ def sync_files(
         return 0
     # Until the end, the record would be wrong about these files.
     _write_record(record, copied | dict.fromkeys([*stale, *differing], ""))
-    touched = 0
     for name in stale:
-        cache.remove(target / name)
-        touched += 1
+        target.remove(name)
+    touched = len(stale)
     for name in differing:
-        content = (source / name).read_bytes()
-        copy = target / name
         mode = 0o755 if wanted[name].startswith("x") else 0o644
-        if copy.is_file() and copy.read_bytes() == content:
-            if copy.stat().st_mode & 0o100 != mode & 0o100:
-                copy.chmod(mode)
-            continue
-        if copy.is_symlink() or copy.is_dir():
-            cache.remove(copy)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
-        copy.chmod(mode)
-        touched += 1
+        touched += _bring(target, name, (source / name).read_bytes(), mode)
     _write_record(record, wanted)
     return touched
 
@@ -85,23 +82,31 @@ def forget_last(directory: Path, seconds: float) -> None:
 
     :param seconds: a file that was written this long before the last write of all is whole
     """
-    times = {}
-    for above, _, names in os.walk(directory):
-        for file in map(Path(above).joinpath, names):
-            times[file] = file.lstat().st_mtime
-    newest = max(times.values(), default=0.0)
-    for file, written in times.items():
+
+    def files() -> Iterator[tuple[str, int, float]]:
+        for _, _, names, above in os.fwalk(directory):
+            for name in names:
+                yield name, above, os.stat(name, dir_fd=above, follow_symlinks=False).st_mtime
+
+    newest = max((written for _, _, written in files()), default=0.0)
+    for name, above, written in files():
         if written > newest - seconds:
-            file.unlink()
+            os.unlink(name, dir_fd=above)
 
 
-def copy_out(source: Path, target: Path) -> None:
-    """Copy a file or a directory, with times and modes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-    else:
-        shutil.copy2(source, target)
+def _bring(target: UntrustedDirectory, name: str, content: bytes, mode: int) -> bool:
+    """Have a file there with that content; returns whether it was written."""
+    try:
+        same = target.read(name, most=_LARGEST_SOURCE) == content
+    except (FileNotFoundError, Unsafe):
+        same = False
+    if same:
+        found = target.status(name)
+        if found and stat.S_IMODE(found.st_mode) & 0o100 != mode & 0o100:
+            target.set_mode(name, mode)
+        return False
+    target.write(name, content, mode)
+    return True
 
 
 def _write_record(record: Path, digests: Mapping[str, str]) -> None:
@@ -111,10 +116,10 @@ def _write_record(record: Path, digests: Mapping[str, str]) -> None:
     new.replace(record)
 
 
-def _files(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+def _files(source: Path, name: PurePosixPath) -> Iterator[tuple[PurePosixPath, Path]]:
     if source.is_dir():
         for file in sorted(source.rglob("*")):
             if file.is_file():
-                yield target / file.relative_to(source), file
+                yield name / file.relative_to(source).as_posix(), file
     else:
-        yield target, source
+        yield name, source

@@ -96,8 +96,8 @@ def is_cached(image: Image) -> bool:
 
 def find_uml_program(image: Image) -> UmlProgram | None:
     """User Mode Linux of the same source as an image's kernel, if it is in the cache."""
-    entry = paths.cache() / "kernels" / kernel_name(KernelPackages.of(image))
-    return _program(entry) if (entry / _FACTS).is_file() else None
+    entry = cache.find("kernels", kernel_name(KernelPackages.of(image)))
+    return _program(entry) if entry else None
 
 
 def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:

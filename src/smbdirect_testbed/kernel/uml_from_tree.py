@@ -73,11 +73,12 @@ def provide_tree_kernel(tree: Path, image: Image, progress: Progress) -> UmlKern
 
         def make(directory: Path) -> None:
             release = _build(tree, snapshot, image, toolchain, directory, progress)
-            root.run(["touch", str(built)])
+            root.mark(built)
             facts = {"release": release, "identity": identity}
             (directory / _FACTS).write_text(json.dumps(facts))
 
-        if _facts(entry).get("identity") != identity or not root.holds(built):
+        sound = cache.find("kernels", name) and _facts(entry).get("identity") == identity
+        if not sound or not root.holds(built):
             cache.provide("kernels", name, make, progress, force=True)
     return UmlKernel(
         digest=cache.digest([name, identity]),
@@ -145,7 +146,7 @@ def _begin_with_distribution(
 ) -> None:
     """Copy what was built of the distribution's source, in place of building the same again."""
     built = PurePosixPath("/build") / kernel_name(KernelPackages.of(image))
-    whole = root.holds(built / "linux") and not root.holds(built.with_name(f"{built.name}.in-use"))
+    whole = root.holds(built / "linux") and not root.is_interrupted(built.name)
     if whole and numbers(version) == numbers(image.kernel_version):
         root.run(["cp", "-a", "--reflink=auto", f"{built}/.", str(work)])
 

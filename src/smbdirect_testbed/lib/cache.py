@@ -1,6 +1,7 @@
 """The cache: things that are expensive to make and can always be made again.
 
-An entry is a directory that appears whole, by rename, or not at all. Its name holds a digest of
+An entry is a directory that appears whole, by rename, or not at all, and is sealed (:mod:`.seal`).
+Its name holds a digest of
 everything that it is made from, so an entry is never out of date.
 """
 
@@ -18,8 +19,17 @@ from pathlib import Path
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.lib.seal import Sealed
 
 _GIB = 1 << 30
+_WITHOUT_SEAL = ("templates",)
+"""Kinds of entries that know by themselves whether they are whole."""
+_WRITTEN_LATER = {"build-roots": frozenset({"records", "root/build", "root/dev", "root/tmp"})}
+"""What builds write to."""
+_SELDOM = ("build-roots",)
+"""Kinds that have so many files that one look takes most of a second: once a boot is enough."""
+_sound: set[Path] = set()
+"""Entries that were looked at."""
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -52,11 +62,13 @@ def provide(
     :param force: make the entry again even if it exists
     """
     entry = paths.cache() / kind / name
-    if entry.is_dir() and not force:
+    if not force and find(kind, name):
         return entry
     with lock(f"{kind}-{name}", progress, f"{kind}/{name}"):
-        if entry.is_dir() and not force:
-            return entry
+        if not force and entry.is_dir():
+            if find(kind, name):
+                return entry
+            progress.say(f"{entry} is damaged, or not of this user: making it again")
         parent = _directory(entry.parent)
         for left_over in parent.glob(f".{name}.*"):
             remove(left_over)
@@ -68,10 +80,41 @@ def provide(
             if entry.exists():
                 entry.rename(old)
             new.rename(entry)
+            if sealed := _sealed(kind, entry):
+                sealed.seal()
+                _sound.add(entry)
         finally:
             remove(new)
             remove(old)
     return entry
+
+
+def find(kind: str, name: str) -> Path | None:
+    """The directory of an entry, if it is there and is what was written.
+
+    :raises ProvisionError: it belongs to another user
+    """
+    entry = paths.cache() / kind / name
+    if not entry.is_dir():
+        return None
+    sealed = _sealed(kind, entry)
+    # Once for a process: what changes later is changed by this user.
+    if sealed and entry not in _sound:
+        seldom = kind in _SELDOM
+        if not (seldom and sealed.was_sound_since_boot()):
+            if not sealed.is_sound():
+                return None
+            if seldom:
+                sealed.note_sound()
+        _sound.add(entry)
+    return entry
+
+
+def _sealed(kind: str, entry: Path) -> Sealed | None:
+    if kind in _WITHOUT_SEAL:
+        return None
+    file = paths.cache() / "seals" / f"{kind}-{entry.name}.json"
+    return Sealed(entry, file, _WRITTEN_LATER.get(kind, frozenset()))
 
 
 def remove_leftovers() -> None:
@@ -155,6 +198,8 @@ def log_file(name: str) -> Path:
 
 def _directory(path: Path) -> Path:
     try:
+        # Trees that are nobody else's business are copied there.
+        paths.cache().mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ProvisionError(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
+from smbdirect_testbed.lib.printable import printable
+
 
 class ExitStatus(IntEnum):
     """Exit status of the command line."""
@@ -40,10 +42,11 @@ class TestbedError(Exception):
     exit_status = ExitStatus.NOT_PROVIDED
 
     def __init__(self, message: str, *, hint: str | None = None, detail: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.detail = detail
+        # Parts may be a machine's words, and all is shown at a terminal.
+        self.message = printable(message)
+        self.hint = printable(hint) if hint else hint
+        self.detail = printable(detail) if detail else detail
+        super().__init__(self.message)
 
 
 class UsageError(TestbedError):

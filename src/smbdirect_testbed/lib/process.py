@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smbdirect_testbed.lib import cancel
+from smbdirect_testbed.lib.confinement import Confinement, start_confined
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 
 
@@ -61,6 +62,7 @@ def run(
     cwd: Path | None = None,
     log: Path | None = None,
     pass_fds: Sequence[int] = (),
+    confinement: Confinement | None = None,
 ) -> CommandResult:
     """Run a command to its end and return what it printed.
 
@@ -72,6 +74,7 @@ def run(
     :param log: a file to append the command line and all of its output to; stdout and stderr of
         the result are then one text, in stdout
     :param pass_fds: file descriptors that it inherits
+    :param confinement: all that it may do; without input
     :raises CommandFailed: status other than 0 (with ``check``), or the deadline passed
     :raises ProvisionError: the command does not exist
     :raises KeyboardInterrupt: what this thread does was called off, see :mod:`.cancel`
@@ -79,16 +82,29 @@ def run(
     args = [os.fspath(a) for a in argv]
     data = input.encode() if isinstance(input, str) else input
     try:
-        proc = subprocess.Popen(
-            args,
-            stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if log else subprocess.PIPE,
-            env={**os.environ, **env} if env else None,
-            cwd=cwd,
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        stderr = subprocess.STDOUT if log else subprocess.PIPE
+        variables = {**os.environ, **env} if env else None
+        if confinement:
+            proc = start_confined(
+                args,
+                confinement,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=variables,
+                cwd=cwd,
+                pass_fds=pass_fds,
+            )
+        else:
+            proc = subprocess.Popen(
+                args,
+                stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=variables,
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
     except FileNotFoundError as e:
         raise ProvisionError(
             f"cannot run {args[0]}: {e.filename} does not exist",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smbdirect_testbed.lib.printable import printable
 from smbdirect_testbed.lib.said import SaidOnce
 
 
@@ -81,7 +82,8 @@ class Progress:
         if not self.quiet and (self.once is None or self.once.is_first(text)):
             # To the real standard error: pytest captures sys.stderr while a scenario runs. The line
             # is written with its end, so lines of several threads stay whole.
-            print(f"[{self.elapsed():6.1f}] {text}\n", end="", file=sys.__stderr__, flush=True)
+            line = f"[{self.elapsed():6.1f}] {printable(text)}\n"
+            print(line, end="", file=sys.__stderr__, flush=True)
 
     def elapsed(self) -> float:
         """Seconds since the command began."""

@@ -82,7 +82,7 @@ class AgentChannel:
         self._numbers = count(time.monotonic_ns())
         self.files = machine.shared.here / DIRECTORY
         """The directory for what is too much for the connection, on this computer."""
-        self.files.mkdir(parents=True, exist_ok=True)
+        machine.shared.files.make_directory(DIRECTORY)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -120,9 +120,9 @@ class AgentChannel:
         request = ascii({"id": number, "do": do, "with": arguments})
         file = None
         if len(request) >= _LARGE and do not in _WITHOUT_FILES:
-            file = self.files / f"{number}.request"
-            file.write_text(request)
-            there = self._machine.shared.path_there(file)
+            file = f"{DIRECTORY}/{number}.request"
+            self._machine.shared.files.write(file, request)
+            there = self._machine.shared.there / file
             request = ascii({"id": number, "do": "read", "with": {"file": str(there)}})
         try:
             with self._lock:
@@ -136,7 +136,7 @@ class AgentChannel:
         finally:
             self._waiting.pop(number, None)
             if file:
-                file.unlink(missing_ok=True)
+                self._machine.shared.files.remove(file)
         if "error" in answer:
             raise ProvisionError(f"machine {self._machine.name}: {answer['error']}")
         return answer.get("ok")

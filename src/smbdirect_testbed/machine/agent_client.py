@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.process import CommandResult
+from smbdirect_testbed.lib.untrusted import Unsafe
 from smbdirect_testbed.machine.agent_channel import TIMEOUT, AgentChannel, AgentMachine, NoAnswer
 from smbdirect_testbed.machine.agent_connection import Connection
+from smbdirect_testbed.machine.agent_program import DIRECTORY
 
 if TYPE_CHECKING:
     from smbdirect_testbed.agent.requests import Counted, Link, LinkEnd, LinkShape, RdmaLink
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _GRACE = 10.0
 """Seconds after a command's deadline for the agent to say so."""
 _OUTPUT_NAME = re.compile(r"\w[\w.]*")
+_LARGEST_OUTPUT = 256 << 20
+"""Bytes that a command may print."""
 _UNMAKE = (90.0, 5.0)
 """Seconds to unmake all hosts, and for each of them: an emulated machine takes seconds for one when
 there are dozens."""
@@ -219,16 +223,25 @@ class AgentClient:
             data = str(answer[name]).encode("latin-1")
         else:
             file_name = str(answer[f"{name}_file"])
-            file = self._channel.files / file_name
-            if not _OUTPUT_NAME.fullmatch(file_name) or file.is_symlink():
-                # Only a broken or hostile machine names a file of this computer.
-                raise ProvisionError(
-                    f"the agent in machine {self._machine.name} named a file that is not its own:"
-                    f" {file_name!r}"
-                )
-            data = file.read_bytes()
-            file.unlink()
+            data = self._take_output(file_name)
         return data.decode(errors="replace")
+
+    def _take_output(self, name: str) -> bytes:
+        """Read and remove a file that the agent made for what a command printed."""
+        files, file = self._machine.shared.files, f"{DIRECTORY}/{name}"
+        try:
+            if not _OUTPUT_NAME.fullmatch(name):
+                raise Unsafe(file)
+            data = files.read(file, most=_LARGEST_OUTPUT)
+        except (Unsafe, FileNotFoundError) as e:
+            # Only a broken or hostile machine names a file of this computer.
+            raise ProvisionError(
+                f"the agent in machine {self._machine.name} named a file that is not its own:"
+                f" {name!r}",
+                hint=e.message if isinstance(e, Unsafe) else None,
+            ) from None
+        files.remove(file)
+        return data
 
     def _ask(self, do: str, *, timeout: float = TIMEOUT, **arguments: Any) -> Any:
         return self._channel.ask(do, arguments, timeout=timeout)

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from smbdirect_testbed.lib import paths
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 
 _PACKAGE = paths.PACKAGE / "agent"
 DIRECTORY = "agent"
@@ -21,13 +22,11 @@ def offer_agent(shared: Path, port: str | None) -> Path:
 
     :param port: the machine's name of the serial port; for this, the image's init starts it
     """
-    directory = shared / DIRECTORY
-    directory.mkdir(parents=True, exist_ok=True)
-    program = directory / _PROGRAM
-    program.write_bytes(_packed())
+    files = UntrustedDirectory(shared)
+    files.write(f"{DIRECTORY}/{_PROGRAM}", _packed())
     if port:
-        (directory / _PORT).write_text(port)
-    return program
+        files.write(f"{DIRECTORY}/{_PORT}", port)
+    return shared / DIRECTORY / _PROGRAM
 
 
 def _packed() -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +49,11 @@ class Program:
     def argv(self, host: Host, *arguments: object) -> list[str]:
         """The command that runs the program on a host; puts it there first."""
         shared = host.machine.shared
-        there = shared.here / self.source.name
-        shutil.copy(self.source, there)
-        for module in (self.source.parent / _SHARED).glob("*.py"):
-            shutil.copy(module, shared.here / module.name)
-        shutil.copy(_MODULE, shared.here / _MODULE.name)
-        return [*_PYTHON, str(shared.path_there(there)), *map(str, arguments)]
+        modules = (self.source.parent / _SHARED).glob("*.py")
+        for file in (self.source, *modules, _MODULE):
+            shared.files.put(file, file.name)
+        there = shared.path_there(shared.here / self.source.name)
+        return [*_PYTHON, str(there), *map(str, arguments)]
 
     def do(self, *arguments: object, timeout: float = 90) -> dict[str, Any]:
         """Run a client to its end; return what it found out.

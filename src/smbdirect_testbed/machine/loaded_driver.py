@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -63,7 +62,7 @@ class LoadedDriver:
         self._machine = machine
         self._offered = machine.shared.here / "driver"
         if machine.prepared.get(PREPARED) != built.digest:
-            shutil.copytree(built.directory, self._offered, dirs_exist_ok=True)
+            machine.shared.files.put(built.directory, self._offered.name)
         # Not the shared directory: a machine that is to be a template must let go of that, and
         # programs have the preload library open.
         self.directory = PurePosixPath("/run/testbed-driver")

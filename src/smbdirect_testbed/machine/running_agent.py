@@ -22,7 +22,8 @@ def running_agent(machine: Machine) -> Iterator[AgentClient]:
         yield machine.agent
         return
     program = offer_agent(machine.shared.here, None)
-    log = machine.shared.here / "agent.log"
+    # Not in the shared directory, where the machine could make it a link.
+    log = machine.console.with_name("agent.log")
     with log.open("ab") as errors:
         proc = subprocess.Popen(
             machine.argv(["python3", "-I", str(machine.shared.path_there(program))]),

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from smbdirect_testbed.lib import process
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 
 _ALIAS = "testbed"
 _USER_KEY = "id_ed25519"
+_HOST_KEY = "host_ed25519"
+_AUTHORIZED = "authorized_keys"
 
 SHARED_FILES = "ssh"
 """Below the shared directory: what the machine needs to let us in."""
@@ -59,17 +62,24 @@ Host {alias}
 def make_keys(directory: Path, shared: Path) -> None:
     """Make a user key and a host key for one machine.
 
-    :param directory: where the user's private key and the host's public key are kept
-    :param shared: the directory shared with the machine; the rest goes to ``ssh`` below it
+    :param directory: where all of them are kept
+    :param shared: the directory shared with the machine, which gets what its sshd needs
     """
-    offered = shared / SHARED_FILES
-    for path in (directory, offered):
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o700)
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o700)
     user_key = _make_key(directory / _USER_KEY)
-    host_key = _make_key(offered / "host_ed25519")
-    (offered / "authorized_keys").write_text(user_key)
+    host_key = _make_key(directory / _HOST_KEY)
+    (directory / _AUTHORIZED).write_text(user_key)
     (directory / "known_hosts").write_text(f"{_ALIAS} {host_key}")
+    files = UntrustedDirectory(shared)
+    files.make_directory(SHARED_FILES, 0o700)
+    for name, content in offered_keys(directory).items():
+        files.write(f"{SHARED_FILES}/{name}", content, 0o600)
+
+
+def offered_keys(directory: Path) -> dict[str, str]:
+    """The files that a machine's sshd needs: contents by name; see :func:`make_keys`."""
+    return {name: (directory / name).read_text() for name in (_AUTHORIZED, _HOST_KEY)}
 
 
 def _make_key(path: Path) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
 
+from smbdirect_testbed.lib.untrusted import Unsafe, UntrustedDirectory
 from smbdirect_testbed.plugin.server_crashes import crashes
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 _LARGEST_PART = 1 << 20
 """Bytes of one log kept for one scenario: the last ones."""
+_LARGEST_LOG = 256 << 20
+"""Bytes of one log kept for a run: the last ones."""
 
 
 class ServerLogs:
@@ -33,14 +38,13 @@ class ServerLogs:
         found = []
         for server in servers:
             self._servers[server.logs] = server
-            for log in _files(server.logs):
-                begin, end = self._ends.get(log, 0), log.stat().st_size
+            for log, file in _opened(server.logs):
+                begin, end = self._ends.get(log, 0), os.fstat(file.fileno()).st_size
                 self._ends[log] = end
                 if directory and end > begin:
                     directory.mkdir(parents=True, exist_ok=True)
-                    with log.open("rb") as file:
-                        file.seek(max(begin, end - _LARGEST_PART))
-                        part = file.read(end - file.tell())
+                    file.seek(max(begin, end - _LARGEST_PART))
+                    part = file.read(end - file.tell())
                     (directory / f"{server.kind}-{log.name}.log").write_bytes(part)
                     if crash := crashes(log.name, part.decode(errors="replace")):
                         found.append(crash)
@@ -49,11 +53,19 @@ class ServerLogs:
     def keep(self, directory: Path) -> None:
         """Copy all logs of all servers seen to a directory each: ``smbd/``."""
         for server in self._servers.values():
-            for log in _files(server.logs):
+            for log, file in _opened(server.logs):
                 target = directory / server.kind / log.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, target)
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _LARGEST_LOG))
+                with target.open("wb") as kept:
+                    shutil.copyfileobj(file, kept)
 
 
-def _files(directory: Path) -> list[Path]:
-    return [p for p in sorted(directory.glob("*")) if p.is_file()] if directory.is_dir() else []
+def _opened(logs: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The logs in a directory of the machine's, which may hold links to files of this computer."""
+    files = UntrustedDirectory(logs.parent)
+    with suppress(Unsafe, FileNotFoundError):
+        for name in files.names(logs.name):
+            with suppress(Unsafe, FileNotFoundError), files.open(PurePath(logs.name, name)) as file:
+                yield logs / name, file

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from smbdirect_testbed.lib.printable import printable
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, shortened
 
 _TAIL_LINES = 40
@@ -68,6 +69,7 @@ def render(results: RunResults) -> str:
     template = Environment(
         loader=PackageLoader("smbdirect_testbed.results"),
         autoescape=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html.j2")

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from smbdirect_testbed.lib.errors import ExitStatus
+from smbdirect_testbed.lib.printable import printable
 
 _SCHEMA = 1
 _LONGEST_MESSAGE = 20_000
@@ -82,7 +83,7 @@ class ScenarioResult:
 
     def __post_init__(self) -> None:
         for name in ("message", "trace", "output"):
-            object.__setattr__(self, name, shortened(getattr(self, name)))
+            object.__setattr__(self, name, printable(shortened(getattr(self, name))))
 
     @property
     def file(self) -> str:

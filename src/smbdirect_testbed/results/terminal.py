@@ -9,9 +9,10 @@ from typing import TextIO
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from smbdirect_testbed.lib.printable import printable
 from smbdirect_testbed.results.results import (
     Outcome,
     RunResults,
@@ -50,9 +51,9 @@ def summary(results: RunResults, *, keep: bool, file: TextIO | None = None) -> N
     console.width = max(console.width, _NARROWEST)
     failures = results.failures()
     for failure in failures[:_MOST_EXPLANATIONS]:
-        console.print(f"\n[bold red]FAILED[/] [bold]{escape(failure.id)}[/]")
+        console.print(f"\n[bold red]FAILED[/] [bold]{_safe(failure.id)}[/]")
         text = shortened(failure.trace or failure.message, _LONGEST_EXPLANATION)
-        console.print(escape(_indented(text)))
+        console.print(_safe(_indented(text)))
         if failure.directory:
             console.print(f"  see {results.directory / failure.directory}")
     if len(failures) > _MOST_EXPLANATIONS:
@@ -61,14 +62,14 @@ def summary(results: RunResults, *, keep: bool, file: TextIO | None = None) -> N
     if results.scenarios:
         console.print(_table(results))
     for note in results.notes:
-        console.print(f"note: {escape(note)}")
+        console.print(f"note: {_safe(note)}")
     colour = "green" if results.verdict is Verdict.PASSED else "red"
     name = results.facts.get("environment", "")
     shell = "smbdirect-testbed shell"
     if not keep:
         shell = f"smbdirect-testbed up {name}, then {shell}"
     console.print(
-        f"[bold {colour}]{results.verdict}[/]: {escape(results.reason)} "
+        f"[bold {colour}]{results.verdict}[/]: {_safe(results.reason)} "
         f"in {results.seconds:.0f} s; results: {results.directory}/report.html; "
         f"a shell in the same set-up: {shell}"
     )
@@ -90,8 +91,13 @@ def _table(results: RunResults) -> Table:
         cells = [str(counts[o] or "") for o in shown]
         if counts[Outcome.FAILED]:
             cells[shown.index(Outcome.FAILED)] = f"[red]{counts[Outcome.FAILED]}[/]"
-        table.add_row(escape(Path(name).name), *cells, f"{seconds:.1f}")
+        table.add_row(_safe(Path(name).name), *cells, f"{seconds:.1f}")
     return table
+
+
+def _safe(text: str) -> str:
+    """Text that means nothing to rich, nor to a terminal."""
+    return escape_markup(printable(text))
 
 
 def _indented(text: str) -> str:

@@ -80,7 +80,7 @@ class Ksmbd(SmbServer):
         super().__init__(host, transports, _SHARE, logs, samba)
 
     def start(self) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.make_log_directory()
         end = self.host.ends[0]
         config = ksmbd_config(
             name=self.host.name.upper(),

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
 from smbdirect_testbed.config.spec import ServerKind, Transport
 from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 from smbdirect_testbed.machine.host import Host
 from smbdirect_testbed.smb.transports import SambaTransports
 
 S = TypeVar("S", bound="SmbServer")
+
+_LOG_END = 1 << 16
+"""Bytes of a log that are looked at for its last lines."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +133,23 @@ class SmbServer(ABC):
                 detail=self.log_end(),
             )
 
+    def make_log_directory(self) -> None:
+        """Make the directory for its logs, which the machine writes."""
+        UntrustedDirectory(self.logs.parent).make_directory(self.logs.name)
+
     def log_end(self, lines: int = 20) -> str:
         """The last lines of the log that was written to last."""
-        logs = [p for p in self.logs.glob("*") if p.is_file()] if self.logs.exists() else []
-        newest = max(logs, key=lambda p: p.stat().st_mtime, default=None)
+        files, logs = UntrustedDirectory(self.logs.parent), self.logs.name
+
+        def written(name: str) -> float:
+            found = files.status(PurePath(logs, name))
+            return found.st_mtime if found else 0.0
+
+        newest = max(files.names(logs), key=written, default=None)
         if newest is None:
             return "it left no log"
-        end = newest.read_text(errors="replace").rstrip().splitlines()[-lines:]
-        return "\n".join([f"{newest.name}:", *end])
+        end = files.read_end(PurePath(logs, newest), most=_LOG_END).decode(errors="replace")
+        return "\n".join([f"{newest}:", *end.rstrip().splitlines()[-lines:]])
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

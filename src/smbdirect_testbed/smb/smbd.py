@@ -158,7 +158,7 @@ class Smbd(SmbServer):
         return str(self.host.machine.shared.path_there(self.logs))
 
     def _start(self, logs: str) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.make_log_directory()
         config = smbd_config(
             name=self.host.name.upper(),
             interfaces=[i for e in self.host.ends for i in (e.ipv4, e.ipv6)],

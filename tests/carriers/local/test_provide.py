@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.helpers.other_user import needs_root as needs_root_user
+from tests.helpers.other_user import other_user
 
 from smbdirect_testbed.carriers.local import modules, teardown
 from smbdirect_testbed.carriers.local import record as local_record
 from smbdirect_testbed.carriers.local.checks import ThisComputer
+from smbdirect_testbed.carriers.local.first_process import first_process, start_time
 from smbdirect_testbed.carriers.local.init import record_lines
 from smbdirect_testbed.carriers.local.provide import (
     attach_local,
@@ -22,7 +27,14 @@ from smbdirect_testbed.carriers.local.provide import (
     destroy_local_stray,
     local_machine,
 )
-from smbdirect_testbed.carriers.local.record import LocalRecord, boot, read_record, write_record
+from smbdirect_testbed.carriers.local.record import (
+    LocalRecord,
+    boot,
+    process_note,
+    read_record,
+    write_record,
+)
+from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
 from smbdirect_testbed.image.image import Image, find_image
 from smbdirect_testbed.image.recipe import read_recipe
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
@@ -35,7 +47,8 @@ from smbdirect_testbed.lib.wait import wait_until
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalRecord:
     """A record, kept where it disturbs nobody."""
-    monkeypatch.setattr(local_record, "RECORD", tmp_path / "record.json")
+    (tmp_path / "record").mkdir(mode=0o700)
+    monkeypatch.setattr(local_record, "RECORD", tmp_path / "record/machine.json")
     return LocalRecord("machine", uuid4(), tmp_path / "m", boot(), ("ext4",), ("cifs", "ext4"))
 
 
@@ -43,7 +56,7 @@ def test_a_record_is_read_as_it_was_written(record: LocalRecord) -> None:
     assert read_record() is None
     write_record(record)
     assert read_record() == record
-    local_record.remove_record()
+    local_record.remove_record(record)
     assert read_record() is None
 
 
@@ -100,19 +113,86 @@ def test_after_the_computer_was_started_anew_nothing_is_unloaded(
     assert read_record() is None
 
 
+def _note(record: LocalRecord, pid: int, started: int) -> None:
+    write_record(record)
+    process_note(record).write_text(json.dumps({"pid": pid, "started": started}))
+
+
 def test_the_process_that_starts_a_machine_is_not_taken_for_it(record: LocalRecord) -> None:
     """It is in the process namespace of everybody, whom taking it down would then end."""
-    argument = local_record.uuid_argument(record.uuid)
-    starter = subprocess.Popen([sys.executable, "-c", "input()", argument], stdin=subprocess.PIPE)
+    with subprocess.Popen(["sleep", "60"]) as starter:
+        try:
+            _note(record, starter.pid, start_time(starter.pid))
+            assert first_process(record) is None
+            with pytest.raises(AssertionError):
+                list(teardown._inside(starter.pid))
+        finally:
+            starter.kill()
+
+
+_NAMESPACES = ["unshare", "--pid", "--mount", "--fork", "--kill-child"]
+
+
+@contextmanager
+def _child(unshare: subprocess.Popen[str]) -> Iterator[int]:
+    """The process that ``unshare`` started in its namespaces."""
     try:
-        cmdline = Path(f"/proc/{starter.pid}/cmdline")
-        wait_until(lambda: argument in cmdline.read_text(), "its arguments to show", timeout=10)
-        assert teardown.first_process(record) is None
-        with pytest.raises(AssertionError):
-            list(teardown._inside(starter.pid))
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
+        yield int(wait_until(children.read_text, "a process in namespaces", timeout=10))
     finally:
-        starter.kill()
-        starter.communicate()
+        unshare.kill()
+        unshare.communicate()
+
+
+@needs_root_user
+def test_only_the_very_process_that_was_started_is_the_machine(record: LocalRecord) -> None:
+    with _child(subprocess.Popen([*_NAMESPACES, "sleep", "60"], text=True)) as pid:
+        _note(record, pid, start_time(pid) - 1)
+        assert first_process(record) is None
+        _note(record, pid, start_time(pid))
+        found = first_process(record)
+        assert found
+        inside = subprocess.run([*found.enter(), "cat", "/proc/sys/kernel/ns_last_pid"], text=True)
+        assert inside.returncode == 0
+        found.kill()
+        assert found.ended(timeout=10)
+        found.close()
+        assert first_process(record) is None
+
+
+@needs_root_user
+def test_nothing_of_another_user_is_taken_for_the_machine(
+    record: LocalRecord, tmp_path: Path
+) -> None:
+    """Root would enter that user's namespaces, and run that user's programs there."""
+    argument = f"testbed.uuid={record.uuid}"
+    sleep = ["sh", "-c", "sleep 60; exit", argument, str(record.uuid)]
+    with other_user() as hostile:
+        namespaces = [*_NAMESPACES, "--user", "--map-root-user"]
+        with _child(hostile.start([*namespaces, *sleep])) as pid:
+            write_record(record)
+            assert first_process(record) is None
+            # Not even if it came by the number that was noted.
+            _note(record, pid, start_time(pid))
+            assert first_process(record) is None
+            assert open_process(Identity(record.uuid, tmp_path)) is None
+            end_processes(Identity(record.uuid, tmp_path))
+            assert Path(f"/proc/{pid}").exists()
+
+
+@needs_root_user
+def test_a_record_is_root_s_alone(record: LocalRecord) -> None:
+    directory = local_record.RECORD.parent
+    write_record(record)
+    assert local_record.RECORD.stat().st_mode & 0o777 == 0o600
+    assert directory.stat().st_mode & 0o777 == 0o700
+    with other_user() as hostile:
+        for mode, uid in ((0o755, 0), (0o700, hostile.uid)):
+            directory.chmod(mode)
+            os.chown(directory, uid, -1)
+            assert read_record() is None
+            with pytest.raises(ProvisionError, match="not a directory of this user alone"):
+                write_record(record)
 
 
 def test_modules_of_a_kernel(tmp_path: Path) -> None:
@@ -293,4 +373,7 @@ class TestMachine:
 
 def local_record_end(record: LocalRecord) -> None:
     """Kill a machine's first process."""
-    subprocess.run(["pkill", "-KILL", "-f", f"testbed.uuid={record.uuid}"], check=True)
+    found = first_process(record)
+    assert found
+    found.kill()
+    found.close()

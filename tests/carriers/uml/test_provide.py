@@ -61,6 +61,20 @@ def test_a_kernel_that_may_not_be_run_is_named(tmp_path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
 
+def test_memory_has_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provide, "_memory_places", lambda _: (tmp_path,))
+    with provide._own_place(1, UmlState(tmp_path)) as own:
+        assert own.parent == tmp_path
+        assert own.stat().st_mode & 0o777 == 0o700
+    assert not own.exists()
+
+
+def test_the_machine_sees_its_shared_directory_alone() -> None:
+    shared = Path("/run/shared")
+    assert provide._shared_options(shared, None) == ["hostfs=/run/shared", "testbed.shared=/"]
+    assert provide._shared_options(shared, Path("/")) == ["testbed.shared=/run/shared"]
+
+
 @pytest.mark.parametrize("answer", [{"return": {"id": 1}}, {"error": {"desc": "in use"}}, None])
 def test_a_port_is_asked_for(tmp_path: Path, answer: object) -> None:
     asked: list[dict[str, object]] = []

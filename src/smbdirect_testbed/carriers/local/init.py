@@ -5,8 +5,9 @@ copies the kernel log from ``/dev/kmsg`` to the console file. Its end also ends 
 mounts of the machine. The process that was started ends when the machine is ready; on failure its
 standard output has the reason. It imports nothing of this package.
 
-Usage: init.py testbed.uuid=UUID SETTINGS, a JSON object: image, scratch, shared, console,
-modules, root (an empty directory), group (of the control group), network (own one: true).
+Usage: init.py SETTINGS, a JSON object: image, scratch, shared, console, modules, root (an empty
+directory), group (of the control group), network (own one: true), note (the file to be made that
+tells which process it is), parent (the process that starts this one, whose end ends it).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _NEWNS, _NEWUTS, _NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _NEWPID, _NEWNET = 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
 _PIVOT_ROOT = 155
 """The number of the system call on x86_64."""
 
@@ -179,22 +181,41 @@ def _first_process(settings: dict[str, Any], tell: int) -> None:
     _copy_log(kmsg, console)
 
 
+def _note(file: str, pid: int) -> None:
+    """Note which process the machine is; a number alone is another's later."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    noted = {"pid": pid, "started": int(stat.rpartition(")")[2].split()[19])}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(file, flags, 0o600), "w") as f:
+        json.dump(noted, f)
+
+
 def main(settings: dict[str, Any]) -> str:
     """Start the machine; return the error, or an empty text."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "ending with the testbed")
+    if os.getppid() != settings["parent"]:
+        return "the testbed has ended"
     flags = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | (_NEWNET if settings["network"] else 0)
     _check(_libc.unshare(flags), "making namespaces")
     _make_private()
     said, tell = os.pipe()
-    if os.fork() == 0:
+    held, go = os.pipe()
+    if (pid := os.fork()) == 0:
         os.close(said)
+        os.close(go)
         try:
-            _first_process(settings, tell)
+            # Not before it is noted: nobody could find it, if this were killed now.
+            if os.read(held, 1):
+                _first_process(settings, tell)
         except BaseException as e:
             with suppress(OSError):
                 os.write(tell, (str(e) or repr(e)).encode())
         finally:
             os._exit(1)
     os.close(tell)
+    os.close(held)
+    _note(settings["note"], pid)
+    os.write(go, b"!")
     with os.fdopen(said) as pipe:
         answer = pipe.read()
     return "" if answer == "ready" else answer or "its first process ended"
@@ -202,7 +223,7 @@ def main(settings: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     try:
-        problem = main(json.loads(sys.argv[2]))
+        problem = main(json.loads(sys.argv[1]))
     except OSError as error:
         problem = str(error)
     sys.exit(problem or 0)

@@ -17,16 +17,16 @@ from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import make_scratch_disk
 from smbdirect_testbed.carriers.console import last_lines
+from smbdirect_testbed.carriers.local.first_process import FirstProcess, first_process
 from smbdirect_testbed.carriers.local.modules import ours
 from smbdirect_testbed.carriers.local.record import (
     LocalRecord,
     boot,
+    process_note,
     read_record,
-    uuid_argument,
     write_record,
 )
-from smbdirect_testbed.carriers.local.teardown import first_process, take_down
-from smbdirect_testbed.carriers.machine_process import QemuProcess
+from smbdirect_testbed.carriers.local.teardown import take_down
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
@@ -50,7 +50,7 @@ class LocalMachine(Machine):
 
     accelerator = "none"
 
-    def __init__(self, record: LocalRecord, first: QemuProcess | None) -> None:
+    def __init__(self, record: LocalRecord, first: FirstProcess | None) -> None:
         shared = SharedDirectory(record.shared, _SHARED_THERE)
         super().__init__(record.name, shared, record.console)
         self.provenance = {"kernel_version": os.uname().version}
@@ -102,12 +102,11 @@ class LocalMachine(Machine):
     def _argv(self, command: Sequence[str], tag: str = "") -> list[str]:
         self.raise_if_dead()
         assert self._first
-        namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
         variables = {"PATH": _PATH, "HOME": "/root", "TERM": os.environ.get("TERM", "dumb")}
         if tag:
             variables[TAG] = tag
         return [
-            *("nsenter", f"--target={self._first.pid}", *namespaces, "--"),
+            *(*self._first.enter(), "--"),
             *("/usr/bin/env", "--ignore-environment", "--chdir=/root"),
             *(f"{name}={value}" for name, value in variables.items()),
             *command,
@@ -219,9 +218,11 @@ def _start(
         "root": str(record.mount_point),
         "group": record.control_group,
         "network": own_network,
+        "note": str(process_note(record)),
+        "parent": os.getpid(),
     }
-    start = [sys.executable, "-I", "-S", str(_INIT), uuid_argument(record.uuid)]
-    done = process.run([*start, json.dumps(settings)], timeout=_START_TIMEOUT, check=False)
+    start = [sys.executable, "-I", "-S", str(_INIT), json.dumps(settings)]
+    done = process.run(start, timeout=_START_TIMEOUT, check=False)
     first = first_process(record) if done.ok else None
     if first is None:
         raise ProvisionError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from smbdirect_testbed.carriers.machine_process import Identity
+from smbdirect_testbed.lib.errors import ProvisionError
 
-RECORD = Path("/run/smbdirect-testbed-local.json")
-"""One for all users, because the kernel has one set of modules."""
+RECORD = Path("/run/smbdirect-testbed-local/machine.json")
+"""There is one for the computer: the kernel has one set of modules. Nobody but root reads it."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -32,11 +34,6 @@ class LocalRecord:
     boot: str
     modules_before: tuple[str, ...]
     modules_ours: tuple[str, ...]
-
-    @property
-    def identity(self) -> LocalIdentity:
-        """The identity of its processes."""
-        return LocalIdentity(self.uuid, self.directory)
 
     @property
     def console(self) -> Path:
@@ -64,34 +61,40 @@ class LocalRecord:
         return f"smbdirect-testbed-{self.uuid}"
 
 
-@dataclass(frozen=True)
-class LocalIdentity(Identity):
-    """The identity of one machine's first process."""
-
-    def matches(self, arguments: list[bytes]) -> bool:
-        return uuid_argument(self.uuid).encode() in arguments
-
-
-def uuid_argument(uuid: UUID) -> str:
-    """The argument that the first process of a machine has."""
-    return f"testbed.uuid={uuid}"
-
-
 def boot() -> str:
     """The same until the computer is restarted."""
     return _BOOT.read_text().strip()
 
 
+def process_note(record: LocalRecord) -> Path:
+    """The file that tells which process is the machine's first: see :mod:`.first_process`."""
+    return RECORD.with_name(f"{record.uuid}.process")
+
+
 def write_record(record: LocalRecord) -> None:
-    """Write the record, in place of an earlier one."""
+    """Keep the record, in place of any earlier one.
+
+    :raises ProvisionError: the directory for it is not this user's alone
+    """
+    directory = RECORD.parent
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if not _is_ours(directory):
+        raise ProvisionError(
+            f"{directory} is not a directory of this user alone",
+            hint=f"remove {directory} and try again",
+        )
     new = RECORD.with_suffix(".new")
-    new.write_text(json.dumps(asdict(record), default=str, indent=1))
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+        f.write(json.dumps(asdict(record), default=str, indent=1))
     new.replace(RECORD)
 
 
 def read_record() -> LocalRecord | None:
-    """The record of the machine that is up or was not taken down."""
+    """The record of the machine that is up, or that was not taken down; None for all but root."""
     try:
+        if not _is_ours(RECORD.parent):
+            return None
         data: dict[str, Any] = json.loads(RECORD.read_text())
     except FileNotFoundError:
         return None
@@ -105,6 +108,14 @@ def read_record() -> LocalRecord | None:
     )
 
 
-def remove_record() -> None:
-    """Remove the record."""
+def remove_record(record: LocalRecord) -> None:
+    """Forget the machine."""
+    process_note(record).unlink(missing_ok=True)
     RECORD.unlink(missing_ok=True)
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether a directory is this user's, and nobody else may look into it."""
+    found = directory.lstat()
+    private = not found.st_mode & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and private

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from smbdirect_testbed.carriers.local.first_process import FirstProcess, first_process
 from smbdirect_testbed.carriers.local.modules import unload
 from smbdirect_testbed.carriers.local.record import (
     LocalRecord,
     boot,
     remove_record,
 )
-from smbdirect_testbed.carriers.machine_process import QemuProcess, end_processes, open_process
+from smbdirect_testbed.carriers.machine_process import belongs_to_us
 from smbdirect_testbed.lib import process
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -44,11 +45,9 @@ def take_down(record: LocalRecord) -> None:
     if record.boot == boot():
         if init := first_process(record):
             try:
-                _end_users(init.pid)
-                _remove_rdma_links(init.pid)
+                _end(init)
             finally:
                 init.close()
-        end_processes(record.identity, timeout=_TIMEOUT)
         with suppress(ProvisionError):
             wait_until(lambda: not _interfaces(), "our interfaces to go", timeout=_TIMEOUT)
         _remove_group(record)
@@ -60,7 +59,15 @@ def take_down(record: LocalRecord) -> None:
     record.scratch.unlink(missing_ok=True)
     with suppress(OSError):
         record.mount_point.rmdir()
-    remove_record()
+    remove_record(record)
+
+
+def _end(init: FirstProcess) -> None:
+    _end_users(init.pid)
+    _remove_rdma_links(init)
+    init.kill()
+    if not init.ended(timeout=_TIMEOUT):
+        raise ProvisionError(f"process {init.pid} does not end")
 
 
 def _end_users(init: int) -> None:
@@ -71,33 +78,55 @@ def _end_users(init: int) -> None:
 
     def ended() -> bool:
         for pid in (found := users()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill_inside(init, pid)
         return not found
 
     wait_until(ended, "the machine's programs to end", timeout=_TIMEOUT)
 
 
-def _remove_rdma_links(init: int) -> None:
+def _kill_inside(init: int, pid: int) -> None:
+    """Kill a process of the machine, and none that has got its number since."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if _namespace(pid) == _namespace(init) != "":
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_rdma_links(init: FirstProcess) -> None:
     """Remove the RDMA links on our interfaces, before these go with their namespaces."""
-    for pid in (init, *filter(_is_holder, _inside(init))):
-        net = [f"--net=/proc/{pid}/ns/net"]
-        found = _enter(init, net, "rdma", "-j", "link", "show")
-        macs = _macs(_enter(init, net, "ip", "-j", "link", "show"))
-        for link in json.loads(found or "[]"):
-            if macs.get(link.get("netdev", ""), "").startswith(_OUR_MACS):
-                _enter(init, net, "rdma", "link", "delete", link["ifname"])
+    for pid in (init.pid, *filter(_is_holder, _inside(init.pid))):
+        with suppress(OSError):
+            net = os.open(_PROC / str(pid) / "ns/net", os.O_RDONLY)
+            try:
+                if pid == init.pid or _is_holder(pid):
+                    _remove_links_in(init, net)
+            finally:
+                os.close(net)
+
+
+def _remove_links_in(init: FirstProcess, net: int) -> None:
+    """Remove the RDMA links of one network namespace."""
+    there = [f"--net=/proc/{os.getpid()}/fd/{net}"]
+    found = _enter(init, there, "rdma", "-j", "link", "show")
+    macs = _macs(_enter(init, there, "ip", "-j", "link", "show"))
+    for link in json.loads(found or "[]"):
+        if macs.get(link.get("netdev", ""), "").startswith(_OUR_MACS):
+            _enter(init, there, "rdma", "link", "delete", link["ifname"])
 
 
 def _macs(listed: str) -> dict[str, str]:
     return {link["ifname"]: link.get("address", "") for link in json.loads(listed or "[]")}
 
 
-def _enter(init: int, options: list[str], *command: str) -> str:
-    """Run a command of the image; after a failure the end of the namespace does the work."""
-    enter = ["nsenter", f"--target={init}", "--mount", "--root", "--wd", *options, "--"]
+def _enter(init: FirstProcess, options: list[str], *command: str) -> str:
+    """Run a command of the image; what fails here is left to the end of the namespace."""
     try:
-        return process.run([*enter, *command], check=False, timeout=_TIMEOUT).stdout
+        return process.run(
+            [*init.enter("mnt"), *options, "--", *command], check=False, timeout=_TIMEOUT
+        ).stdout
     except CommandFailed:
         return ""
 
@@ -130,8 +159,9 @@ def _namespace(pid: int) -> str:
 
 
 def _is_holder(pid: int) -> bool:
+    """Whether a process holds a host's namespaces: of root's, which no test's user is."""
     try:
-        return (_PROC / str(pid) / "cmdline").read_bytes() == _HOLDER
+        return (_PROC / str(pid) / "cmdline").read_bytes() == _HOLDER and belongs_to_us(pid)
     except OSError:
         return False
 
@@ -149,15 +179,3 @@ def _remove_group(record: LocalRecord) -> None:
 
     with suppress(ProvisionError):
         wait_until(removed, "the machine's processes to be gone", timeout=_TIMEOUT)
-
-
-def first_process(record: LocalRecord) -> QemuProcess | None:
-    """The machine's first process, if it runs; the caller closes it.
-
-    The process that starts it has the same argument, but is in this computer's process namespace.
-    """
-    found = open_process(record.identity)
-    if found and _namespace(found.pid) in ("", _namespace(os.getpid())):
-        found.close()
-        return None
-    return found

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -43,8 +43,10 @@ from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import INIT, Image
 from smbdirect_testbed.kernel.uml import UmlProgram
 from smbdirect_testbed.lib.cache import disk_full_reported
+from smbdirect_testbed.lib.confinement import Confinement, landlock_version, start_confined
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
+from smbdirect_testbed.lib.untrusted import UntrustedDirectory
 from smbdirect_testbed.machine.agent_connection import AgentSocket
 from smbdirect_testbed.machine.agent_program import offer_agent
 from smbdirect_testbed.machine.shared_directory import SharedDirectory
@@ -56,6 +58,9 @@ _PORT_ATTEMPTS = 5
 _AGENT_PORT = "/dev/ttyS0"
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 """Where this computer may have room for a machine's memory; its disks are the last resort."""
+
+_READ_BY_KERNEL = (Path("/proc/cpuinfo"), Path("/proc/mounts"), Path("/dev/null"))
+"""What the kernel looks at when it starts."""
 
 
 _Parts = MachineParts[UmlProgram]
@@ -83,8 +88,14 @@ class UmlIdentity(Identity):
         return os.fsencode(Slirp(self.root).frames) in arguments
 
 
+@dataclass(frozen=True)
 class UmlState(VmState):
-    """The files of one machine below a directory."""
+    """The files of one machine below a directory.
+
+    :param sees: a directory of this computer that the machine may read, besides its shared one
+    """
+
+    sees: Path | None = None
 
     @property
     def uml(self) -> Path:
@@ -149,6 +160,7 @@ def uml_machine(
     *,
     keep: bool = False,
     links: tuple[MachineLinkEnd, ...] = (),
+    sees: Path | None = None,
 ) -> Iterator[UmlMachine]:
     """A machine that has booted ``kernel`` with the userland of ``image`` and takes commands.
 
@@ -158,10 +170,12 @@ def uml_machine(
     :param keep: leave the machine running, unless an exception ends the context; see
         :func:`attach_uml` and :func:`destroy_uml`
     :param links: to other machines
+    :param sees: a directory of this computer that the machine may mount (hostfs) and read, besides
+        its shared one: none but for tests
     :raises BootFailed: it did not come up, twice
     :raises ProvisionError: the requested port is in use, or something on this computer is missing
     """
-    state = UmlState(directory.absolute())
+    state = UmlState(directory.absolute(), sees)
     destroy_uml(state.directory)
     kept = False
     try:
@@ -194,7 +208,7 @@ def destroy_uml(directory: Path) -> bool:
     The console and the shared directory stay.
 
     :returns: whether there was one
-    :raises ProvisionError: the machine is another user's
+    :raises ProvisionError: a process of it does not end
     """
     state = UmlState(directory.absolute())
     record = state.read_uml_record()
@@ -207,6 +221,8 @@ def destroy_uml(directory: Path) -> bool:
 
 
 def _provide(parts: _Parts, state: UmlState, progress: Progress) -> UmlMachine:
+    if not landlock_version():
+        progress.say("this kernel has no Landlock: a machine's can reach all files of this user")
     text = f"starting machine {parts.name} (User Mode Linux {parts.kernel.release})"
     with progress.phase("machine", text), disk_full_reported(state.directory):
         return boot_twice(
@@ -228,30 +244,43 @@ def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
         partial(make_keys, state.ssh, state.shared),
         partial(make_scratch_disk, state.scratch),
         partial(offer_agent, state.shared, _AGENT_PORT),
-        partial(
-            shutil.copytree, parts.kernel.modules, state.shared / "modules", dirs_exist_ok=True
-        ),
+        partial(UntrustedDirectory(state.shared).put, parts.kernel.modules, "modules"),
     )
     ours, its = socket.socketpair()
-    with its:
-        _start(record, parts, state, its.fileno(), ours.fileno())
-    machine = UmlMachine(state, record, open_process(_identity(state, record)))
-    try:
-        agent = machine.hold_agent(AgentSocket(ours), started=False)
-        machine.channel.configure(_forward(slirp, parts.spec.ssh_port))
-        wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
-        machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
-    except BaseException:
-        machine.close()
-        raise
-    return machine
+    with its, slirp.connect() as network, _own_place(parts.spec.memory, state) as memory:
+        ends = _Ends(its.fileno(), ours.fileno(), network.fileno())
+        _start(record, parts, state, ends, memory)
+        machine = UmlMachine(state, record, open_process(_identity(state, record)))
+        try:
+            agent = machine.hold_agent(AgentSocket(ours), started=False)
+            network.close()
+            machine.channel.configure(_forward(slirp, parts.spec.ssh_port))
+            wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
+            machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
 
 
-def _argv(record: UmlRecord, parts: _Parts, state: UmlState, agent: int) -> list[str]:
-    """The command line of the machine.
+@dataclass(frozen=True)
+class _Ends:
+    """Descriptors that a machine has of this computer.
 
-    :param agent: the descriptor that is its serial port for the agent
+    :param agent: its serial port for the agent
+    :param ours: the other end of that. The machine has it, too, so that its own end lasts as long
+        as itself: at the end of what its serial port reads, the kernel frees an interrupt in an
+        interrupt, and says so at length (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
+    :param network: its interface that ssh comes by
     """
+
+    agent: int
+    ours: int
+    network: int
+
+
+def _argv(record: UmlRecord, parts: _Parts, state: UmlState, ends: _Ends) -> list[str]:
+    """The command that is the machine."""
     spec = parts.spec
     paths = {
         "linux": parts.kernel.binary,
@@ -276,7 +305,7 @@ def _argv(record: UmlRecord, parts: _Parts, state: UmlState, agent: int) -> list
         "rootfstype=erofs",
         "ro",
         f"init={INIT}",
-        f"vec0:transport=bess,dst={Slirp(state.uml).frames}",
+        f"vec0:transport=fd,fd={ends.network}",
         *(
             f"vec{number}:transport=fd,fd={link.descriptor},mac={link.mac},mtu={link.mtu}"
             for number, link in enumerate(parts.links, 1)
@@ -284,40 +313,49 @@ def _argv(record: UmlRecord, parts: _Parts, state: UmlState, agent: int) -> list
         "con0=null,fd:1",
         "con=null",
         "ssl=null",
-        f"ssl0=fd:{agent}",
+        f"ssl0=fd:{ends.agent}",
         "umid=machine",
         f"uml_dir={state.uml}",
         "noreboot",
         "panic=-1",
         "testbed.carrier=uml",
-        f"testbed.shared={links['shared']}",
+        *_shared_options(links["shared"], state.sees),
         _uuid_option(record.uuid),
         *spec.kernel_options,
     ]
 
 
-def _start(record: UmlRecord, parts: _Parts, state: UmlState, agent: int, ours: int) -> None:
+def _shared_options(shared: Path, sees: Path | None) -> list[str]:
+    """What keeps the machine's hostfs to its shared directory, and tells it where that is."""
+    if sees:
+        return [f"testbed.shared={shared}"]
+    # What is mounted is named from there on.
+    return [f"hostfs={shared}", "testbed.shared=/"]
+
+
+def _start(record: UmlRecord, parts: _Parts, state: UmlState, ends: _Ends, memory: Path) -> None:
     """Start the machine.
 
-    :param agent: its descriptor for the agent
-    :param ours: the other end. The machine also holds it, so the connection lasts as long as the
-        machine. At an end of file on its serial port, the kernel would free an interrupt in an
-        interrupt, and warn (``chan_interrupt`` in ``arch/um/drivers/chan_kern.c``).
+    Its kernel is what is tested, and can have this computer's kernel do anything for its process:
+    so this is confined to the machine's own files, and has no sockets but those it is given.
+
+    :param memory: the directory for the file that is its memory
     """
-    place = require_place(parts.spec.memory, state)
+    mine = (state.shared, state.scratch, state.uml, memory)
+    seen = (state.sees,) if state.sees else ()
+    reads = (parts.kernel.binary, parts.image.root, *_READ_BY_KERNEL, *seen)
     with state.console.open("ab") as console, _refusal_named(parts.kernel.binary):
-        subprocess.Popen(
-            _argv(record, parts, state, agent),
-            stdin=subprocess.DEVNULL,
+        start_confined(
+            _argv(record, parts, state, ends),
+            # Where the kernel has no seccomp it traces its own processes.
+            Confinement(reads, mine, ptrace=True),
             stdout=console,
             stderr=console,
-            env={**os.environ, "TMPDIR": str(place)},
-            start_new_session=True,
+            env={"PATH": os.defpath, "TMPDIR": str(memory)},
             # Also the far ends: a refused frame would make this machine stand still.
             pass_fds=[
-                agent,
-                ours,
-                *(fd for link in parts.links for fd in (link.descriptor, link.far)),
+                *(ends.agent, ends.ours, ends.network),
+                *(fd for link in parts.links for fd in (link.descriptor, link.far) if fd >= 0),
             ],
         )
 
@@ -346,6 +384,23 @@ def require_place(memory: int, state: UmlState) -> Path:
 def _memory_places(state: UmlState) -> tuple[Path, ...]:
     """Where the machine's memory may lie: in memory if there is room, else on a disk."""
     return *_MEMORY_PLACES, state.runtime, state.directory, Path("/var/tmp")
+
+
+@contextmanager
+def _own_place(memory: int, state: UmlState) -> Iterator[Path]:
+    """A directory for the file of the machine's memory, which has no name there.
+
+    It is the machine's alone, and goes at the end of the context, when the file is open.
+
+    :param memory: MiB
+    :raises ProvisionError: there is no place for it
+    """
+    there = require_place(memory, state)
+    own = Path(tempfile.mkdtemp(prefix="smbdirect-testbed-", dir=there))
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _forward(slirp: Slirp, wanted: int) -> int:

@@ -1,21 +1,29 @@
 """An unprivileged way to a machine's ssh: slirp4netns, which is TCP/IP in a process.
 
-User Mode Linux speaks to it over a Unix socket of whole Ethernet frames (its transport ``bess``).
+User Mode Linux speaks to it over a Unix socket of whole Ethernet frames. The process may answer
+those who connect to the port that leads to the machine, and connect to nobody: the machine has no
+way out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from smbdirect_testbed.lib.confinement import Confinement, Network, start_confined
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 
 GUEST_ADDRESS = "10.0.2.15"
 _TIMEOUT = 10.0
+_PROGRAM_FILES = tuple(
+    Path(path)
+    for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/resolv.conf")
+)
+"""What it needs to run; it looks up no names."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class Slirp:
         return self.directory / "slirp.log"
 
     @property
+    def _confinement(self) -> Confinement:
+        return Confinement(_PROGRAM_FILES, (self.directory,), Network.ANSWER)
+
+    @property
     def _api(self) -> Path:
         return self.directory / "api.sock"
 
@@ -50,12 +62,13 @@ class Slirp:
         argv += [f"--api-socket={self._api}", str(self.frames)]
         with self.log.open("wb") as log:
             try:
-                process = subprocess.Popen(
+                # It reads what the machine sends; a mistake in it must not be a way out.
+                process = start_confined(
                     argv,
-                    stdin=subprocess.DEVNULL,
+                    self._confinement,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,
+                    env={"PATH": os.environ.get("PATH", os.defpath)},
                 )
             except FileNotFoundError as e:
                 raise ProvisionError(
@@ -71,6 +84,16 @@ class Slirp:
             return self.frames.exists()
 
         wait_until(listening, "slirp4netns to listen", timeout=_TIMEOUT, interval=0.005)
+
+    def connect(self) -> socket.socket:
+        """The far end of the machine's network interface, for the machine alone."""
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            end.connect(str(self.frames))
+        except BaseException:
+            end.close()
+            raise
+        return end
 
     def forward(self, port: int) -> bool:
         """Forward a loopback port of this computer to the machine's port 22.

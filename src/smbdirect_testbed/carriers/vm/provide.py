@@ -114,7 +114,7 @@ def destroy_vm(name: str, directory: Path) -> None:
 
     Nothing happens when there is none. The console and the shared directory stay.
 
-    :raises ProvisionError: the machine is another user's, or another machine than ``name``
+    :raises ProvisionError: it is another machine than ``name``, or does not end
     """
     if (nested := directory / _TEMPLATE).is_dir():
         destroy_vm(_TEMPLATE, nested)

@@ -32,7 +32,7 @@ from smbdirect_testbed.lib import cancel, paths
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.machine.agent_connection import AgentSocket
 from smbdirect_testbed.machine.agent_program import offer_agent
-from smbdirect_testbed.machine.ssh import SHARED_FILES, make_keys
+from smbdirect_testbed.machine.ssh import make_keys, offered_keys
 
 KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "quiet")
 """Options of every machine, before those of its spec."""
@@ -113,12 +113,11 @@ def clone(record: VmRecord, parts: VmParts, template: Template, state: VmState) 
 
 def _thaw(machine: VmMachine, state: VmState) -> None:
     """Turn a copy of a template into a machine of its own."""
-    offered = state.shared / SHARED_FILES
     machine.hold_agent(AgentSocket.to(state.agent), started=True).thaw(
         time_now=time.time(),
         entropy=secrets.token_hex(_ENTROPY),
         mac=machine.record.mac,
-        keys={name: (offered / name).read_text() for name in ("authorized_keys", "host_ed25519")},
+        keys=offered_keys(state.ssh),
     )
 
 
