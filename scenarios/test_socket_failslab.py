@@ -14,10 +14,7 @@ from typing import Any
 
 import pytest
 
-from smbdirect_testbed.environment.environment import Environment
-from smbdirect_testbed.machine.guest_program import Program
-from smbdirect_testbed.machine.host import Host
-from smbdirect_testbed.machine.machine import Machine
+from smbdirect_testbed.scenario import Environment, Host, Machine, Program
 
 pytestmark = pytest.mark.usefixtures("leaks_looked_for")
 

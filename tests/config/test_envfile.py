@@ -53,11 +53,6 @@ def test_values_arrive_in_the_spec() -> None:
             "driver.commit: string should match pattern",
         ),
         ('role = "client"', 'role = "client"\ncarrier = "uml"', "have the same carrier; remove"),
-        (
-            "[driver]",
-            '[kernel]\nconfig = "debug"\n[driver]',
-            "kernel: config goes with carrier uml",
-        ),
         ('description = "', 'name = "y"\ndescription = "', "named by its file"),
     ],
 )

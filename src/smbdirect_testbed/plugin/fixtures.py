@@ -137,7 +137,12 @@ class Fixtures:
 
     @pytest.fixture
     def leaks_looked_for(self, _leak_detectors: list[LeakDetector]) -> Iterator[None]:
-        """At the end of this scenario, leaks are looked for; skipped where the kernel cannot."""
+        """At the end of this scenario, kmemleak looks for leaks; skipped where the kernel cannot.
+
+        ::
+
+            pytestmark = pytest.mark.usefixtures("leaks_looked_for")
+        """
         if not _leak_detectors:
             pytest.skip("no machine's kernel looks for leaks: use an environment with kmemleak")
         yield
