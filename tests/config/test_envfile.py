@@ -145,3 +145,11 @@ def test_environments_that_are_like_others_say_what_they_said_before() -> None:
         rxe.driver,
     )
     assert (uml.carrier.value, uml.machine.cpus, uml.machine.memory) == ("uml", 2, 1024)
+
+
+def test_a_kernel_config_is_a_file() -> None:
+    chosen = RXE.replace("[driver]", '[kernel]\nconfig = "debug"\n[driver]', 1)
+    assert parse_environment(chosen, FILE).kernel.config == "debug"
+    with pytest.raises(UsageError, match=r"kernel\.config: unknown config 'fast'") as error:
+        parse_environment(chosen.replace('"debug"', '"fast"'), FILE)
+    assert error.value.hint == "there are: debug"

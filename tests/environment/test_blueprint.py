@@ -46,6 +46,12 @@ def test_names_stand_for_rows() -> None:
             "driver: origin installed needs carrier local",
             "",
         ),
+        (
+            "[driver]",
+            '[kernel]\nconfig = "debug"\n[driver]',
+            "kernel: carrier vm takes no config; carrier uml, whose kernel is built here, does",
+            "",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(old: str, new: str, message: str, hint: str) -> None:

@@ -188,6 +188,7 @@ class Run:
                 machines={"machine": machine},
                 kernel_logs={"machine": KernelLog(machine)},
                 death=machine.death,
+                driver=SimpleNamespace(built=SimpleNamespace(files_with_lines={})),
                 facts=lambda: {"environment": "fake", "samba": "4.24"},
             )
             agent = SimpleNamespace(take_census=lambda *_: _census(environment))

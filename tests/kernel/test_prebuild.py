@@ -48,11 +48,11 @@ def test_nothing_is_begun_when_there_is_an_image(
 @pytest.mark.parametrize("what", list(Ahead))
 def test_it_ends_with_whoever_made_it_begin(begun: list[list[str]], what: Ahead) -> None:
     def interrupted() -> None:
-        with prebuild.made_ahead(TRIXIE, what, Progress(quiet=True)):
+        with prebuild.made_ahead(TRIXIE, what, Progress(quiet=True), "debug"):
             assert len(_children()) == 1
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not _children()
-    assert begun[0][-4:-1] == ["smbdirect_testbed.kernel.prebuild", "trixie", what.value]
+    assert begun[0][-5:-1] == ["smbdirect_testbed.kernel.prebuild", "trixie", what.value, "debug"]

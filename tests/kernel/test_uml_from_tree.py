@@ -17,6 +17,7 @@ from smbdirect_testbed.kernel.build_root import BuildRoot, _DirectoryBuildRoot
 from smbdirect_testbed.kernel.containment import Contained
 from smbdirect_testbed.kernel.toolchain import KernelPackages, Toolchain
 from smbdirect_testbed.kernel.uml import UmlKernel, kernel_name
+from smbdirect_testbed.kernel.uml_config import UmlConfig
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -41,6 +42,7 @@ class _Compiler:
     dropped: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     objects: list[bool] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
 
     def __call__(
         self,
@@ -49,10 +51,12 @@ class _Compiler:
         directory: Path,
         _log: Path,
         check: Callable[[list[str]], None],
+        options: UmlConfig,
     ) -> str:
         here = self.root / work.relative_to("/")
         self.sources.append((here / "kernel/fork.c").read_text())
         self.objects.append((here / "kernel/fork.o").exists())
+        self.options.append(options.text)
         check(self.dropped)
         if self.error:
             raise self.error
@@ -117,6 +121,18 @@ def test_built_once_and_after_an_edit(tree: Path, compiler: _Compiler, provided:
     assert second.binary == first.binary
     assert compiler.sources == ["kernel/fork.c\n", "edited\n"]
     assert compiler.objects == [False, True]
+
+
+def test_each_config_has_a_kernel_of_its_own(
+    tree: Path, image: Image, compiler: _Compiler, provided: Provided
+) -> None:
+    first = provided()
+    spec = DriverSpec(origin=DriverOrigin.TREE, path=tree)
+    debug = provide_kernel(spec, image, Progress(quiet=True), UmlConfig("debug"))
+    assert debug.binary != first.binary
+    assert debug.digest != first.digest
+    assert provided() == first
+    assert ["CONFIG_KASAN=y\n" in text for text in compiler.options] == [False, True]
 
 
 def test_after_a_mistake_the_old_source_is_built_again(

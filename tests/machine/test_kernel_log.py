@@ -1,4 +1,4 @@
-"""Finding the kernel's reports in recorded logs, and dividing a log by markers."""
+"""Dividing a kernel log by markers, and whose a report is."""
 
 from __future__ import annotations
 
@@ -7,130 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from tests.helpers.fake_machine import FakeMachine
-from tests.helpers.paths import DATA
 
+from smbdirect_testbed.kernel.splats import SplatKind, find_splats
 from smbdirect_testbed.lib.errors import ProvisionError
-from smbdirect_testbed.machine.kernel_log import BEGINNING, KernelLog, SplatKind, find_splats
-
-_LOGS = DATA / "kernel_log"
-
-
-def _read(name: str) -> str:
-    return (_LOGS / f"{name}.log").read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "title", "innermost"),
-    [
-        ("oops", SplatKind.OOPS, "BUG: kernel NULL pointer dereference", "smbdirect_inner"),
-        ("bug", SplatKind.BUG, "kernel BUG at lib/list_debug.c:56!", "__list_del_entry_valid"),
-        ("warning", SplatKind.WARNING, "WARNING: splat.c:15 at smbdirect_inner", "smbdirect_inner"),
-        ("warning-message", SplatKind.WARNING, "WARNING: splat.c:16", "smbdirect_inner"),
-        ("warning-6.12", SplatKind.WARNING, "WARNING: CPU: 1 PID: 488 at", "ib_free_cq"),
-        ("refcount", SplatKind.REFCOUNT, "refcount_t: addition on 0", "smbdirect_inner"),
-        ("kasan", SplatKind.KASAN, "BUG: KASAN: slab-use-after-free", "smbdirect_socket_shutdown"),
-        ("lockdep", SplatKind.LOCKDEP, "WARNING: possible circular", "smbdirect_connection_recv"),
-        ("hung-task", SplatKind.HUNG_TASK, "INFO: task insmod:201 blocked", "smbdirect_outer"),
-        ("panic", SplatKind.PANIC, "Kernel panic - not syncing: sysrq", "sysrq_handle_crash"),
-        ("rcu-stall", SplatKind.RCU_STALL, "rcu: INFO: rcu_preempt self-detected", "native_queued"),
-        ("soft-lockup", SplatKind.LOCKUP, "watchdog: BUG: soft lockup", "native_queued"),
-        ("device-held", SplatKind.DEVICE_HELD, "unregister_netdevice: waiting for", ""),
-        (
-            "out-of-memory",
-            SplatKind.OUT_OF_MEMORY,
-            "Out of memory: Killed process 73 (python3)",
-            "",
-        ),
-        ("clock", SplatKind.CLOCK, "clocksource: timekeeping watchdog", ""),
-    ],
-)
-def test_one_report(name: str, kind: SplatKind, title: str, innermost: str) -> None:
-    splats = find_splats(_read(name))
-    assert len(splats) == 1, [s.title for s in splats]
-    (splat,) = splats
-    assert splat.kind is kind
-    assert splat.title.startswith(title)
-    assert splat.fingerprint.startswith(f"{kind}:{innermost}")
-
-
-def test_a_report_that_causes_another() -> None:
-    first, second = find_splats(_read("scheduling-while-atomic"))
-    assert first.kind is SplatKind.BUG
-    assert first.title == "BUG: scheduling while atomic: insmod/198/0x00000002"
-    assert "smbdirect_inner" in first.fingerprint
-    assert second.kind is SplatKind.WARNING
-    assert second.title.endswith(
-        "initcall splat_init+0x0/0xff0 [splat] returned with preemption imbalance "
-    )
-
-
-def test_harmless_lines_are_no_reports() -> None:
-    assert find_splats(_read("harmless")) == []
-
-
-def test_lost_time_is_no_failure() -> None:
-    kinds = {kind for kind in SplatKind if not kind.fails}
-    assert kinds == {SplatKind.RCU_STALL, SplatKind.LOCKUP, SplatKind.CLOCK}
-    assert not find_splats(_read("rcu-stall"))[0].fails
-    assert find_splats(_read("hung-task"))[0].fails
-
-
-def test_the_message_of_a_warning_is_kept() -> None:
-    (splat,) = find_splats(_read("warning-message"))
-    assert splat.title.endswith(": smbdirect: 3 credits left")
-    assert splat.trace[0] == "smbdirect: 3 credits left"
-
-
-@pytest.mark.parametrize("name", ["oops", "warning", "bug", "refcount"])
-def test_a_trace_goes_to_its_end_and_no_further(name: str) -> None:
-    (splat,) = find_splats(_read(name) + "[   99.000000] smbd did something else\n")
-    assert splat.trace[-1] == "---[ end trace 0000000000000000 ]---"
-
-
-@pytest.mark.parametrize("name", ["lockdep", "hung-task", "soft-lockup"])
-def test_a_trace_without_an_end_line(name: str) -> None:
-    (splat,) = find_splats(_read(name) + "[   99.000000] smbd did something else\n")
-    assert splat.trace[-1].strip() == "</TASK>"
-
-
-def test_all_of_a_kasan_report_is_kept() -> None:
-    (splat,) = find_splats(_read("kasan"))
-    assert any("Freed by task 214" in line for line in splat.trace)
-    assert any("Memory state around" in line for line in splat.trace)
-    assert "Disabling lock debugging" not in splat.trace[-1]
-
-
-def test_a_trace_cut_off_by_the_end_of_the_machine() -> None:
-    lines = _read("oops").splitlines()
-    (splat,) = find_splats("\n".join(lines[:14]))
-    assert splat.kind is SplatKind.OOPS
-    assert splat.fingerprint == "oops:smbdirect_inner"
-    assert len(splat.trace) == 12
-
-
-def test_fingerprints_do_not_depend_on_addresses_processor_or_task() -> None:
-    text = _read("oops")
-    other = text.replace("insmod", "smbd").replace("CPU: 0", "CPU: 3").replace("+0x333", "+0x344")
-    assert find_splats(other)[0].fingerprint == find_splats(text)[0].fingerprint
-
-
-def test_fingerprints_of_different_failures_differ() -> None:
-    # Those two warnings are in one function.
-    names = [p.stem for p in _LOGS.glob("*.log") if p.stem != "warning-message"]
-    fingerprints = [s.fingerprint for n in names for s in find_splats(_read(n))]
-    assert len(fingerprints) == len(set(fingerprints))
-
-
-def test_several_reports_keep_their_order() -> None:
-    text = _read("warning") + _read("harmless") + _read("oops") + _read("panic")
-    kinds = [s.kind for s in find_splats(text)]
-    assert kinds == [SplatKind.WARNING, SplatKind.OOPS, SplatKind.PANIC]
-
-
-def test_carriage_returns_and_caller_ids() -> None:
-    text = _read("oops").replace("\n", "\r\n").replace("] ", "][  T197] ", 1)
-    (splat,) = find_splats(text)
-    assert splat.title == "BUG: kernel NULL pointer dereference, address: 0000000000000018"
+from smbdirect_testbed.machine.kernel_log import BEGINNING, KernelLog, Mark
 
 
 class _FakeMachine(FakeMachine):
@@ -192,3 +72,65 @@ def test_a_mark_that_does_not_show(machine: _FakeMachine) -> None:
     machine.deaf = True
     with pytest.raises(ProvisionError, match="waiting for testbed-mark"):
         KernelLog(machine).mark("test_a", timeout=0.1)
+
+
+_WARNING = (
+    "------------[ cut here ]------------",
+    "WARNING: connection.c:77 at smbdirect_inner+0x2a/0x3b0 [smbdirect], CPU#1: smbd/198",
+    "Modules linked in: smbdirect(OE)",
+    "Call Trace:",
+    " smbdirect_inner+0x2a/0x3b0 [smbdirect]",
+    " smbdirect_outer+0xd/0x20 [smbdirect]",
+    "---[ end trace 0000000000000000 ]---",
+)
+
+
+def _fingerprints(log: KernelLog, start: Mark, end: Mark | None = None) -> list[str]:
+    return [f.splat.fingerprint for f in log.splats(start, end)]
+
+
+@pytest.mark.parametrize("cut", range(1, len(_WARNING)))
+def test_a_mark_within_a_report(machine: _FakeMachine, cut: int) -> None:
+    log = KernelLog(machine)
+    begin = log.mark("test_a")
+    for line in _WARNING[:cut]:
+        machine.say(line)
+    border = log.mark("test_a ends")
+    for line in _WARNING[cut:]:
+        machine.say(line)
+    end = log.mark("test_b ends")
+    whole = ["WARNING:smbdirect_inner:smbdirect_outer"]
+    # It belongs to where its first line is, and that is the one after "cut here".
+    assert _fingerprints(log, begin, border) == (whole if cut > 1 else [])
+    assert _fingerprints(log, border, end) == ([] if cut > 1 else whole)
+
+
+def test_a_report_that_grows_is_the_same_report(machine: _FakeMachine) -> None:
+    log = KernelLog(machine)
+    begin = log.mark("test_a")
+    found = []
+    for line in _WARNING:
+        machine.say(line)
+        found.append([f.position for f in log.splats(begin)])
+    assert found[0] == []
+    assert len(found[1]) == 1
+    assert all(positions == found[1] for positions in found[1:])
+
+
+def test_a_line_that_is_being_written_is_not_judged(machine: _FakeMachine) -> None:
+    log = KernelLog(machine)
+    begin = log.mark("test_a")
+    with machine.console.open("a") as console:
+        console.write("[   12.345678] BUG: unable to handle ker")
+    assert log.splats(begin) == []
+    machine.died = "killed"
+    assert [f.splat.kind for f in log.splats(begin)] == [SplatKind.OOPS]
+
+
+def test_what_an_earlier_report_says_later_is_no_report(machine: _FakeMachine) -> None:
+    log = KernelLog(machine)
+    machine.say("BUG: unable to handle page fault for address: ffffc900000000ff")
+    begin = log.mark("test_b")
+    machine.say("Oops: 0000 [#1] SMP NOPTI")
+    machine.say("RIP: 0010:smbdirect_inner+0x2a/0x3b0 [smbdirect]")
+    assert log.splats(begin, log.mark("end")) == []

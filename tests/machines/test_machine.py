@@ -25,9 +25,10 @@ from smbdirect_testbed.carriers.vm.provide import (
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import Image, provide_image
 from smbdirect_testbed.image.recipe import read_recipe
+from smbdirect_testbed.kernel.splats import SplatKind, find_splats
 from smbdirect_testbed.lib.errors import CommandFailed, MachineDied, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.kernel_log import KernelLog, SplatKind, find_splats
+from smbdirect_testbed.machine.kernel_log import KernelLog
 
 pytestmark = pytest.mark.vm
 

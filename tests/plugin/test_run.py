@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def test_all_pass(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     properties = ET.parse(run.results / "junit.xml").getroot().iter("property")
     assert ("samba", "4.24") in {(p.attrib["name"], p.attrib["value"]) for p in properties}
     out, err = capfd.readouterr()
-    assert "PASS test_it.py::test_one 0.0 s" in err
+    assert re.search(r"PASS test_it.py::test_one 0\.\d s", err)
     assert "nobody sees this" not in out + err
     assert "passed: 2 of 2 passed, none failed" in out
     assert "smbdirect-testbed up fake, then smbdirect-testbed shell" in out
@@ -161,13 +162,60 @@ def test_kernel_report_fails_the_scenario_it_belongs_to(run: Run) -> None:
     for name in ("test_guilty", "test_guilty_at_teardown"):
         result = run.scenario(name)
         assert result["message"].startswith("kernel WARNING: WARNING: CPU: 1 PID: 211")
-        assert "smbdirect_connection_wait+0x1/0x2 [smbdirect]" in result["message"]
+        assert "smbdirect_connection_wait+0x1/0x2" in result["message"].splitlines()[0]
+        assert "fingerprint: WARNING:smbdirect_connection_wait" in result["message"]
         log = (run.results / result["directory"] / "kernel.log").read_text()
         assert log.count("cut here") == 1
     failure = run.junit()["test_guilty"].find("failure")
     assert failure is not None
     assert "smbdirect_connection_wait" in (failure.text or "")
     assert (run.results / "kernel.log").read_text().count("cut here") == 2
+    # The second time the trace is not shown again.
+    assert "Call Trace:" in run.scenario("test_guilty")["message"]
+    later = run.scenario("test_guilty_at_teardown")["message"]
+    assert "Call Trace:" not in later
+    assert "the same as in" in later
+    (reported,) = run.json()["kernel_reports"]
+    assert reported["fingerprint"] == "WARNING:smbdirect_connection_wait"
+    assert reported["weight"] == "failure"
+    assert reported["count"] == 2
+    assert [id.rpartition("::")[2] for id in reported["scenarios"]] == [
+        "test_guilty",
+        "test_guilty_at_teardown",
+    ]
+    assert "WARNING:smbdirect_connection_wait" in (run.results / "report.html").read_text()
+
+
+def test_a_known_report_fails_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = run.directory / "known-splats.toml"
+    known.write_text(
+        """
+        [[known]]
+        fingerprint = "WARNING:smbdirect_connection_*"
+        reason = "it warns of nothing"
+        upstream = "https://example.org/1"
+
+        [[known]]
+        fingerprint = "oops:never"
+        reason = "it is gone"
+        upstream = "https://example.org/2"
+        """
+    )
+    for module in ("evidence", "publish"):
+        monkeypatch.setattr(f"smbdirect_testbed.plugin.{module}.known_file", lambda: known)
+    run.write(
+        f"""
+        def test_it(environment):
+            environment.machine.says({WARNING!r})
+        """
+    )
+    assert run.main() is ExitStatus.PASSED
+    (reported,) = run.json()["kernel_reports"]
+    assert reported["weight"] == "known"
+    assert reported["reason"] == "it warns of nothing (https://example.org/1)"
+    notes = run.json()["notes"]
+    assert any("it warns of nothing" in note for note in notes)
+    assert any("oops:never was not reported" in note for note in notes)
 
 
 def test_known_splats(run: Run) -> None:

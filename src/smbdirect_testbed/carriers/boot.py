@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from smbdirect_testbed.carriers.console import ConsoleReader, last_lines
+from smbdirect_testbed.kernel.splats import SplatKind, find_splats
 from smbdirect_testbed.lib import cancel, process
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.agent_client import AgentClient
-from smbdirect_testbed.machine.kernel_log import SplatKind, find_splats
 from smbdirect_testbed.machine.machine import Machine
 
 _READY = "testbed: ready"

@@ -14,7 +14,7 @@ from smbdirect_testbed.kernel.toolchain import SOURCE_PARTS
 
 if TYPE_CHECKING:
     from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
-    from smbdirect_testbed.config.spec import DriverSpec, EnvironmentSpec, MachineSpec
+    from smbdirect_testbed.config.spec import DriverSpec, EnvironmentSpec, KernelSpec, MachineSpec
     from smbdirect_testbed.image.image import Image
     from smbdirect_testbed.kernel.built_driver import BuiltDriver
     from smbdirect_testbed.lib.progress import Progress
@@ -81,6 +81,8 @@ class Carrier(ABC, Generic[K]):
     """How many environments at once make a run shorter, where there is memory for them."""
     ahead = Ahead.TOOLCHAIN
     """What is made meanwhile when the image has to be made first."""
+    builds_kernel = False
+    """Whether the machines' kernel is built here, so that an environment may choose its options."""
     clones = False
     """Whether :attr:`MachineParts.template` is of use to it."""
 
@@ -90,8 +92,11 @@ class Carrier(ABC, Generic[K]):
         :raises ProvisionError: it does not
         """
 
-    def is_soon(self, image: Image) -> bool:
-        """Whether machines start so soon that a mistake in what is to run costs little."""
+    def is_soon(self, image: Image, options: KernelSpec) -> bool:
+        """Whether machines start so soon that a mistake in what is to run costs little.
+
+        :param options: of their kernel
+        """
         return False
 
     def watched(self, tree: Path) -> list[Path]:
@@ -99,9 +104,12 @@ class Carrier(ABC, Generic[K]):
         return [tree / part for part in SOURCE_PARTS]
 
     @abstractmethod
-    def provide_kernel(self, driver: DriverSpec, image: Image, progress: Progress) -> K:
+    def provide_kernel(
+        self, driver: DriverSpec, options: KernelSpec, image: Image, progress: Progress
+    ) -> K:
         """The machines' kernel, built first if need be; None for the image's own.
 
+        :param options: for a kernel that is built here
         :raises ProvisionError: it cannot be had
         """
 

@@ -51,6 +51,12 @@ def parse_environment(text: str, path: Path) -> EnvironmentSpec:
     if not recipe.exists():
         known = ", ".join(sorted(p.stem for p in paths.images().glob("*.toml")))
         raise UsageError(f"{path}: image: unknown image {spec.image!r}", hint=f"there are: {known}")
+    fragments = paths.kernel_fragments()
+    if spec.kernel.config and spec.kernel.config not in fragments:
+        raise UsageError(
+            f"{path}: kernel.config: unknown config {spec.kernel.config!r}",
+            hint=f"there are: {', '.join(fragments)}",
+        )
     return spec
 
 

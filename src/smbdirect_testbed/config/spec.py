@@ -127,6 +127,17 @@ class DriverSpec:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class KernelSpec:
+    """Which kernel is built for the carrier ``uml``.
+
+    :param config: options on top of the usual ones: the name of a file
+        ``vm-images/uml/NAME.config``; "" for none
+    """
+
+    config: str = ""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class HostSpec:
     """A network stack with a role.
 
@@ -209,6 +220,7 @@ class EnvironmentSpec:
     servers: tuple[ServerSpec, ...] = ()
     machine: MachineSpec = Field(default_factory=MachineSpec)
     driver: DriverSpec = Field(default_factory=DriverSpec)
+    kernel: KernelSpec = Field(default_factory=KernelSpec)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

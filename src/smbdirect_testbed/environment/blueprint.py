@@ -70,6 +70,11 @@ def _check_servers(blueprint: Blueprint) -> None:
 def _check_carrier(blueprint: Blueprint) -> None:
     """Refuse what only a kernel of a machine's own, or only this computer's, can be."""
     spec = blueprint.spec
+    if spec.kernel.config and not blueprint.carrier.builds_kernel:
+        raise UsageError(
+            f"kernel: carrier {spec.carrier} takes no config; carrier uml, whose kernel is built"
+            " here, does"
+        )
     if blueprint.carrier.own_kernel:
         if spec.driver.origin is DriverOrigin.INSTALLED:
             raise UsageError("driver: origin installed needs carrier local")

@@ -165,10 +165,11 @@ def provide_parts(
     """
     carrier, driver = blueprint.carrier, blueprint.spec.driver
     carrier.require_possible(blueprint.spec)
-    with made_ahead(blueprint.recipe, carrier.ahead, progress):
+    options = blueprint.spec.kernel
+    with made_ahead(blueprint.recipe, carrier.ahead, progress, options.config):
         image = provide_image(blueprint.recipe, progress)
     with carrier_failures():
-        kernel: Kernel | None = carrier.provide_kernel(driver, image, progress)
+        kernel: Kernel | None = carrier.provide_kernel(driver, options, image, progress)
     return image, kernel, carrier.provide_driver(driver, image, kernel, progress)
 
 

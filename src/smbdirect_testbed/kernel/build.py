@@ -22,11 +22,12 @@ from smbdirect_testbed.kernel.built_driver import (
     read_manifest,
     write_manifest,
 )
+from smbdirect_testbed.kernel.built_driver import WITH_LINES as LINES
 from smbdirect_testbed.kernel.driver_source import SourceFiles, resolve
 from smbdirect_testbed.kernel.toolchain import (
-    QUICK,
     SMB,
     SOURCE_PARTS,
+    WITH_LINES,
     Toolchain,
     provide_toolchain,
 )
@@ -35,7 +36,7 @@ from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.errors import CommandFailed
 from smbdirect_testbed.lib.progress import Progress
 
-_VERSION = "7"
+_VERSION = "8"
 """Of this module: raise it when the same source gives a different driver."""
 
 _GIB = 0.3
@@ -50,6 +51,9 @@ _OPTIONS = {
     **{traits.option: "m" for traits in rdma.BUILT.values() if traits.option},
 }
 """Kernel options of the driver; the distribution's kernels have them switched off."""
+
+_STRIP = 'for ko; do strip --strip-debug -o "${ko%.ko}.stripped" "$ko"; done'
+"""What machines load is small; what explains a trace stays here."""
 
 _OUR_CODE = ("include", "libsmbdirect", "smbdirect_socket", "preload")
 
@@ -133,9 +137,12 @@ def _build(
         remember_fit(origin)
         found = root.run(["find", str(work / _COMMON), "-name", "*.ko"]).stdout.split()
         places = {PurePosixPath(f).stem: str(_COMMON) for f in sorted(found)} | MODULES
-        files = {work / place / f"{m}.ko": directory / f"{m}.ko" for m, place in places.items()}
-        files[work / "smbdirect_socket" / WEAK_DEVICE] = directory / WEAK_DEVICE
-        root.take(files)
+        built = {m: work / place / f"{m}.ko" for m, place in places.items()}
+        built[PurePosixPath(WEAK_DEVICE).stem] = work / "smbdirect_socket" / WEAK_DEVICE
+        root.run(["sh", "-ec", _STRIP, "strip", *map(str, built.values())])
+        (directory / LINES).mkdir()
+        root.take({file: directory / LINES / file.name for file in built.values()})
+        root.take({f.with_suffix(".stripped"): directory / f.name for f in built.values()})
         if not toolchain.image_root:
             _build_programs(root, work, directory)
     if toolchain.image_root:
@@ -202,7 +209,7 @@ def kbuild_command(toolchain: Toolchain, *, warn: bool = True) -> list[str]:
     :param warn: let the compiler warn; warnings about the kernel's own code are not read here
     """
     kbuild = ["make", "-C", str(toolchain.headers), f"-j{os.cpu_count() or 1}"]
-    flags = f"KCFLAGS={QUICK}"
+    flags = f"KCFLAGS={WITH_LINES}"
     if toolchain.architecture:
         kbuild += [f"ARCH={toolchain.architecture}"]
     else:

@@ -26,6 +26,8 @@ PRELOAD = "libsmbdirect-preload.so"
 LAUNCHER = "smbdirect-run"
 LIBRARY = "libsmbdirect.so"
 """libsmbdirect, for programs that use SMB-Direct sockets; next to the preload."""
+WITH_LINES = "lines"
+"""The directory with the modules as they were before their debugging information was taken off."""
 WEAK_DEVICE = "smbdirect_weak_device.ko"
 """A module for some scenarios, in the same directory."""
 
@@ -67,6 +69,11 @@ class BuiltDriver:
     launcher: Path
     source: str
     version: str
+
+    @property
+    def files_with_lines(self) -> dict[str, Path]:
+        """By the modules' names, files that know the lines of source; they may be missing."""
+        return {m.name: self.directory / WITH_LINES / m.file.name for m in self.modules}
 
 
 def write_manifest(directory: Path, digest: str, order: tuple[str, ...], **facts: str) -> None:

@@ -19,6 +19,7 @@ from smbdirect_testbed.image.image import find_image
 from smbdirect_testbed.image.recipe import Recipe, read_recipe
 from smbdirect_testbed.kernel.toolchain import provide_newest_toolchain
 from smbdirect_testbed.kernel.uml import provide_newest_uml_kernel
+from smbdirect_testbed.kernel.uml_config import UmlConfig
 from smbdirect_testbed.lib.errors import TestbedError
 from smbdirect_testbed.lib.process import kill_group
 from smbdirect_testbed.lib.progress import Progress
@@ -35,16 +36,17 @@ class Ahead(StrEnum):
 
 
 @contextmanager
-def made_ahead(recipe: Recipe, what: Ahead, progress: Progress) -> Iterator[None]:
+def made_ahead(recipe: Recipe, what: Ahead, progress: Progress, config: str = "") -> Iterator[None]:
     """If an image must be made, make what goes with it in the background.
 
+    :param config: of the kernel, as :class:`UmlConfig` takes it
     Parts that are not finished when the block ends are made by the code that needs them.
     """
     if find_image(recipe):
         yield
         return
     argv = ["setpriv", "--pdeathsig", "INT", sys.executable, "-m", __name__]
-    argv += [recipe.name, what.value, str(progress.started)]
+    argv += [recipe.name, what.value, config, str(progress.started)]
     proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
@@ -61,18 +63,19 @@ def made_ahead(recipe: Recipe, what: Ahead, progress: Progress) -> Iterator[None
         proc.wait()
 
 
-def main(image: str, what: str, started: str) -> int:
+def main(image: str, what: str, config: str, started: str) -> int:
     """Make what goes with an image; the exit status says whether it was made.
 
     :param image: the name of its recipe
     :param what: an :class:`Ahead`
+    :param config: the kernel's
     :param started: monotonic time at which the user's command began, as progress counts it
     """
     progress = Progress(started=float(started))
     try:
         recipe = read_recipe(image)
         if Ahead(what) is Ahead.UML_KERNEL:
-            provide_newest_uml_kernel(recipe, progress)
+            provide_newest_uml_kernel(recipe, progress, UmlConfig(config))
         else:
             provide_newest_toolchain(recipe, progress)
     except TestbedError:

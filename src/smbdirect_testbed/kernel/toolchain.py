@@ -18,8 +18,11 @@ SMB = "fs/smb"
 SOURCE_PARTS = (SMB, *rdma.BUILT, "fs/nls/nls_ucs2_utils.h", "fs/nls/nls_ucs2_data.h")
 """The parts of a kernel tree that the driver is built from."""
 
-QUICK = "-g0 --param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
+_NO_COLLECTION = "--param=ggc-min-expand=1000 --param=ggc-min-heapsize=1000000"
+QUICK = f"-g0 {_NO_COLLECTION}"
 """For the compiler: no debugging information, and no garbage collection, which costs time."""
+WITH_LINES = f"-g1 {_NO_COLLECTION}"
+"""Likewise, with the source lines of functions, for traces."""
 
 HELPER_PARTS = (
     "scripts/asn1_compiler.c",

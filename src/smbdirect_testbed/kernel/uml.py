@@ -20,7 +20,8 @@ from smbdirect_testbed.kernel.toolchain import (
     provide_toolchain,
 )
 from smbdirect_testbed.kernel.tree import UNUSED_DRIVERS
-from smbdirect_testbed.lib import cache, paths
+from smbdirect_testbed.kernel.uml_config import UmlConfig
+from smbdirect_testbed.lib import cache
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
@@ -30,6 +31,7 @@ _VERSION = "1"
 _GIB = 2.0
 _SECONDS = 3600
 _FACTS = "kernel.json"
+_ORDINARY = UmlConfig()
 # Optimised less and without warnings, a kernel is built in two thirds of the time. The driver has
 # its own flags.
 MAKE = ("make", "ARCH=um", f"KCFLAGS={QUICK} -O1 -w")
@@ -89,36 +91,40 @@ class UmlKernel(UmlProgram):
     toolchain: Toolchain
 
 
-def is_cached(image: Image) -> bool:
+def is_cached(image: Image, config: UmlConfig = _ORDINARY) -> bool:
     """Whether the kernel for an image is there, so that no one has to wait for it."""
-    return find_uml_program(image) is not None
+    return find_uml_program(image, config) is not None
 
 
-def find_uml_program(image: Image) -> UmlProgram | None:
+def find_uml_program(image: Image, config: UmlConfig = _ORDINARY) -> UmlProgram | None:
     """User Mode Linux of the same source as an image's kernel, if it is in the cache."""
-    entry = cache.find("kernels", kernel_name(KernelPackages.of(image)))
+    entry = cache.find("kernels", kernel_name(KernelPackages.of(image), config))
     return _program(entry) if entry else None
 
 
-def provide_uml_kernel(image: Image, progress: Progress) -> UmlKernel:
+def provide_uml_kernel(
+    image: Image, progress: Progress, config: UmlConfig = _ORDINARY
+) -> UmlKernel:
     """User Mode Linux of the same source as an image's kernel, built first if it is not there.
 
     :raises ProvisionError: the source cannot be had, or does not compile
     """
-    return _provide(provide_toolchain(image, progress), progress)
+    return _provide(provide_toolchain(image, progress), progress, config)
 
 
-def provide_newest_uml_kernel(recipe: Recipe, progress: Progress) -> UmlKernel:
+def provide_newest_uml_kernel(
+    recipe: Recipe, progress: Progress, config: UmlConfig = _ORDINARY
+) -> UmlKernel:
     """User Mode Linux for an image that may not be there yet.
 
     :param recipe: of the image
     :raises ProvisionError: the source cannot be had, or does not compile
     """
-    return _provide(provide_newest_toolchain(recipe, progress), progress)
+    return _provide(provide_newest_toolchain(recipe, progress), progress, config)
 
 
-def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:
-    name = kernel_name(toolchain.kernel)
+def _provide(toolchain: Toolchain, progress: Progress, config: UmlConfig) -> UmlKernel:
+    name = kernel_name(toolchain.kernel, config)
     tree = PurePosixPath("/build") / name
 
     def make(directory: Path) -> None:
@@ -127,7 +133,7 @@ def _provide(toolchain: Toolchain, progress: Progress) -> UmlKernel:
             progress.phase("uml_kernel", "building User Mode Linux (once; some 5 minutes)"),
             toolchain.build_root.work_directory(name, progress) as work,
         ):
-            release = _build(toolchain, work, directory)
+            release = _build(toolchain, work, directory, config)
         (directory / _FACTS).write_text(json.dumps({"release": release}))
 
     entry = cache.provide("kernels", name, make, progress)
@@ -147,21 +153,13 @@ def _program(entry: Path) -> UmlProgram:
     return UmlProgram(entry / "linux", entry / "modules", release)
 
 
-def kernel_name(kernel: KernelPackages) -> str:
+def kernel_name(kernel: KernelPackages, config: UmlConfig = _ORDINARY) -> str:
     """The name of a kernel in the cache, and of the tree that it is built in."""
-    config = (paths.images() / "uml.config").read_bytes()
-    parts: list[str | bytes] = [
-        _VERSION,
-        kernel.source,
-        kernel.version,
-        config,
-        CHANGES,
-        *MAKE,
-    ]
+    parts = [_VERSION, kernel.source, kernel.version, config.text, CHANGES, *MAKE]
     return f"uml-{cache.digest(parts)[:16]}"
 
 
-def _build(toolchain: Toolchain, work: PurePosixPath, directory: Path) -> str:
+def _build(toolchain: Toolchain, work: PurePosixPath, directory: Path, config: UmlConfig) -> str:
     """Build kernel and modules and put them into ``directory``; return the release."""
     root, package = toolchain.build_root, toolchain.kernel.source
     log = cache.log_file("uml-kernel")
@@ -172,12 +170,12 @@ def _build(toolchain: Toolchain, work: PurePosixPath, directory: Path) -> str:
         if dropped:
             raise ProvisionError(
                 f"the kernel's configuration cannot have {', '.join(dropped)}",
-                hint=f"see {paths.images() / 'uml.config'}",
+                hint=f"see {' and '.join(map(str, config.files))}",
             )
 
     try:
         root.run([*unpack, "--strip-components=1", *exclude], log=log, timeout=_SECONDS)
-        return compile_kernel(root, work, directory, log, check)
+        return compile_kernel(root, work, directory, log, check, config)
     except CommandFailed as e:
         raise ProvisionError(
             "User Mode Linux does not build",
@@ -192,11 +190,12 @@ def compile_kernel(
     directory: Path,
     log: Path,
     check: Callable[[list[str]], None],
+    options: UmlConfig = _ORDINARY,
 ) -> str:
     """Build kernel and modules of the source that lies in a work directory.
 
     :param directory: gets them
-    :param check: is given the lines of our configuration that this kernel does not have
+    :param check: is given the lines of ``options`` that this kernel does not have
     :returns: the kernel's release
     :raises CommandFailed: it does not compile, for one
     """
@@ -208,9 +207,9 @@ def compile_kernel(
         return root.run([*enter, *argv], log=log, timeout=_SECONDS).stdout
 
     run("sh", "-ec", CHANGES)
-    root.put({config: paths.images() / "uml.config"})
+    run("sh", "-c", 'printf %s "$1" >"$0"', str(config), options.text)
     run(*MAKE, "allnoconfig", f"KCONFIG_ALLCONFIG={config}")
-    check(_dropped_options(run("cat", ".config")))
+    check(options.dropped(run("cat", ".config")))
     # One more than there are processors, for those that wait for the disk.
     run(*MAKE, f"-j{(os.cpu_count() or 1) + 1}", "linux", "modules")
     run("rm", "-rf", str(installed))
@@ -221,12 +220,3 @@ def compile_kernel(
     run("rm", "-f", str(modules / "build"))
     root.take({work / "linux": directory / "linux", modules: directory / "modules"})
     return release
-
-
-def _dropped_options(config: str) -> list[str]:
-    """What kconfig dropped of our configuration: it does not exist, or needs something else."""
-    got = set(config.splitlines())
-    wanted = (paths.images() / "uml.config").read_text().splitlines()
-    dropped = [line for line in wanted if line and not line.startswith("#") and line not in got]
-    # Asked for as a module, and needed by something built in.
-    return [line for line in dropped if line.replace("=m", "=y") not in got]

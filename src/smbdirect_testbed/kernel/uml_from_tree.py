@@ -21,11 +21,13 @@ from smbdirect_testbed.kernel.uml import (
     kernel_name,
     provide_uml_kernel,
 )
+from smbdirect_testbed.kernel.uml_config import UmlConfig
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.errors import CommandFailed, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
 _VERSION = "1"
+_ORDINARY = UmlConfig()
 _GIB = 2.0
 _FACTS = "kernel.json"
 _ESSENTIAL = (
@@ -42,17 +44,21 @@ _ESSENTIAL = (
 """Options without which there is no machine or no driver; kernels differ in others."""
 
 
-def provide_kernel(spec: DriverSpec, image: Image, progress: Progress) -> UmlKernel:
+def provide_kernel(
+    spec: DriverSpec, image: Image, progress: Progress, config: UmlConfig = _ORDINARY
+) -> UmlKernel:
     """The User Mode Linux for a driver: that of its own tree if this is a full one.
 
     :raises ProvisionError: the source cannot be had, or does not compile
     """
     if spec.path and is_full(spec.path):
-        return provide_tree_kernel(spec.path, image, progress)
-    return provide_uml_kernel(image, progress)
+        return provide_tree_kernel(spec.path, image, progress, config)
+    return provide_uml_kernel(image, progress, config)
 
 
-def provide_tree_kernel(tree: Path, image: Image, progress: Progress) -> UmlKernel:
+def provide_tree_kernel(
+    tree: Path, image: Image, progress: Progress, config: UmlConfig = _ORDINARY
+) -> UmlKernel:
     """User Mode Linux of a full tree as it is now, brought up to date first. The tree is only read.
 
     :raises UsageError: the tree cannot be read
@@ -60,19 +66,18 @@ def provide_tree_kernel(tree: Path, image: Image, progress: Progress) -> UmlKern
     """
     toolchain = provide_toolchain(image, progress)
     root = toolchain.build_root
-    name = _name(tree)
+    name = _name(tree, config)
     work = PurePosixPath("/build") / name
     with cache.lock(f"trees-{name}", progress, f"the kernel of {tree}"):
         snapshot = _read(tree, progress)
-        config = (paths.images() / "uml.config").read_bytes()
-        identity = cache.digest([snapshot.identity, config, *MAKE])
+        identity = cache.digest([snapshot.identity, config.text, *MAKE])
         # Of the tree that modules are built against, too; an attempt that failed may have left
         # another there.
         built = work / f".testbed-{identity[:16]}"
-        entry = _entry(tree)
+        entry = _entry(tree, config)
 
         def make(directory: Path) -> None:
-            release = _build(tree, snapshot, image, toolchain, directory, progress)
+            release = _build(tree, snapshot, image, toolchain, directory, progress, config)
             root.mark(built)
             facts = {"release": release, "identity": identity}
             (directory / _FACTS).write_text(json.dumps(facts))
@@ -104,8 +109,9 @@ def _build(
     toolchain: Toolchain,
     directory: Path,
     progress: Progress,
+    config: UmlConfig,
 ) -> str:
-    root, name = toolchain.build_root, _name(tree)
+    root, name = toolchain.build_root, _name(tree, config)
     cache.require_space(directory, _GIB, "building User Mode Linux")
     log = cache.log_file("uml-kernel")
     version = tree_version(tree) or "unknown version"
@@ -119,7 +125,7 @@ def _build(
         if dropped:
             progress.say(f"the kernel of {tree} does without {', '.join(dropped)}")
 
-    again = bool(_facts(_entry(tree)))
+    again = bool(_facts(_entry(tree, config)))
     text = f"building User Mode Linux of {tree}{'' if again else ' (the first time takes minutes)'}"
     with (
         progress.phase("uml_kernel", text),
@@ -127,10 +133,10 @@ def _build(
     ):
         try:
             if not root.holds(work / "Makefile"):
-                _begin_with_distribution(root, image, version, work)
+                _begin_with_distribution(root, image, version, work, config)
             root.run(["sh", "-c", 'rm -f "$0"/.testbed-????????????????', str(work)])
             root.bring_tree(snapshot.files, tree, work)
-            return compile_kernel(root, work, directory, log, check)
+            return compile_kernel(root, work, directory, log, check, config)
         except CommandFailed as e:
             if e.status is None or e.status < 0:
                 raise
@@ -142,22 +148,22 @@ def _build(
 
 
 def _begin_with_distribution(
-    root: BuildRoot, image: Image, version: str, work: PurePosixPath
+    root: BuildRoot, image: Image, version: str, work: PurePosixPath, config: UmlConfig
 ) -> None:
     """Copy what was built of the distribution's source, in place of building the same again."""
-    built = PurePosixPath("/build") / kernel_name(KernelPackages.of(image))
+    built = PurePosixPath("/build") / kernel_name(KernelPackages.of(image), config)
     whole = root.holds(built / "linux") and not root.is_interrupted(built.name)
     if whole and numbers(version) == numbers(image.kernel_version):
         root.run(["cp", "-a", "--reflink=auto", f"{built}/.", str(work)])
 
 
-def _name(tree: Path) -> str:
-    parts = [_VERSION, str(tree), CHANGES]
+def _name(tree: Path, config: UmlConfig) -> str:
+    parts = [_VERSION, str(tree), CHANGES, config.fragment]
     return f"uml-tree-{cache.digest(parts)[:16]}"
 
 
-def _entry(tree: Path) -> Path:
-    return paths.cache() / "kernels" / _name(tree)
+def _entry(tree: Path, config: UmlConfig) -> Path:
+    return paths.cache() / "kernels" / _name(tree, config)
 
 
 def _facts(entry: Path) -> dict[str, Any]:

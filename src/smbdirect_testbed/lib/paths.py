@@ -32,6 +32,16 @@ def images() -> Path:
     return PROJECT / "vm-images"
 
 
+def kernel_config(name: str) -> Path:
+    """A file with options of the kernel that is built for the carrier ``uml``."""
+    return images() / "uml" / f"{name}.config"
+
+
+def kernel_fragments() -> list[str]:
+    """The names of what comes on top of the options that all those kernels have."""
+    return sorted(f.stem for f in kernel_config("*").parent.glob("*.config") if f.stem != "base")
+
+
 def scenarios() -> Path:
     """The directory of scenarios."""
     return PROJECT / "scenarios"

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.kernel.splats import Splat, SplatKind
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
-from smbdirect_testbed.machine.kernel_log import Splat, SplatKind
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
 
-_SURVIVABLE = {SplatKind.WARNING, SplatKind.OUT_OF_MEMORY, SplatKind.CLOCK}
+_SURVIVABLE = {
+    SplatKind.WARNING,
+    SplatKind.OUT_OF_MEMORY,
+    SplatKind.CLOCK,
+    SplatKind.LEAK,
+    SplatKind.ALLOCATION,
+    SplatKind.CHECKSUM,
+}
 MOST_IN_A_ROW = 3
 """Scenarios, one after the other, that break their machines: a fourth would do it as well."""
 MOST_IN_A_RUN = 12

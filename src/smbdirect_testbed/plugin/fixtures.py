@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +14,8 @@ import pytest
 
 from smbdirect_testbed.config.spec import Role, ServerKind
 from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.lib.errors import ProvisionError
+from smbdirect_testbed.evidence.kmemleak import LeakDetector
+from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.smbtorture import Torture
 from smbdirect_testbed.smb.ksmbd import Ksmbd, running_ksmbd
@@ -115,6 +117,37 @@ class Fixtures:
     ) -> None:
         for name, value in environment.facts().items():
             record_testsuite_property(name, value)
+
+    @pytest.fixture(scope="session")
+    def _leak_detectors(self, environment: Environment) -> Iterator[list[LeakDetector]]:
+        """Of the machines whose kernel looks for leaks; at the run's end it looks at everything."""
+        with suppress(MachineDied):
+            found = [d for d in map(LeakDetector, environment.machines.values()) if d.is_there()]
+            yield found
+            for detector in found:
+                detector.scan_all()
+
+    @pytest.fixture(scope="module", autouse=True)
+    def _leaks_of_a_file(self, _leak_detectors: list[LeakDetector]) -> Iterator[None]:
+        """At the end of each file, leaks are looked for: they fail the scenario that was last."""
+        yield
+        with suppress(MachineDied):
+            for detector in _leak_detectors:
+                detector.scan()
+
+    @pytest.fixture
+    def leaks_looked_for(self, _leak_detectors: list[LeakDetector]) -> Iterator[None]:
+        """At the end of this scenario, kmemleak looks for leaks; skipped where the kernel cannot.
+
+        ::
+
+            pytestmark = pytest.mark.usefixtures("leaks_looked_for")
+        """
+        if not _leak_detectors:
+            pytest.skip("no machine's kernel looks for leaks: use an environment with kmemleak")
+        yield
+        for detector in _leak_detectors:
+            detector.scan_all()
 
     @pytest.fixture
     def wire(self) -> Wire:

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.kernel.splats import Splat
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.kernel_log import Splat, find_splats
 from smbdirect_testbed.plugin.evidence import Evidence, log_name
 from smbdirect_testbed.plugin.leftovers import Leftovers
+from smbdirect_testbed.results.kernel_reports import KernelReports
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class ProvidedEnvironment:
     """An environment, and what watches it::
 
-        up = ProvidedEnvironment(provide, results, progress, notes)
+        up = ProvidedEnvironment(provide, results, progress, notes, reports)
         up.open()
         ...
         up.close()
@@ -27,6 +28,7 @@ class ProvidedEnvironment:
     :param provide: makes the environment when a ``with`` statement enters what it returns
     :param results: the run's directory
     :param notes: takes lines about what could not be watched
+    :param reports: takes what the kernels report
     :param number: which one of the run's it is, from 1
     """
 
@@ -40,12 +42,14 @@ class ProvidedEnvironment:
         results: Path,
         progress: Progress,
         notes: list[str],
+        reports: KernelReports,
         number: int = 1,
     ) -> None:
         self._provide = provide
         self._results = results
         self._progress = progress
         self._notes = notes
+        self._reports = reports
         self.number = number
         self._stack = ExitStack()
 
@@ -59,7 +63,7 @@ class ProvidedEnvironment:
         with ExitStack() as stack:
             self.environment = stack.enter_context(self._provide())
             with self._progress.phase("watch", "watching kernel log and wire"):
-                evidence = Evidence(self.environment, self._results, self._notes)
+                evidence = Evidence(self.environment, self._results, self._notes, self._reports)
                 self.evidence = stack.enter_context(evidence)
                 splats = self.evidence.border("provided", directory)
             self.leftovers = Leftovers(self.environment)
@@ -88,8 +92,8 @@ class ProvidedEnvironment:
             finally:
                 for name, log in logs.items():
                     (self._results / self._log_name(name)).write_bytes(log.all())
-                    late += find_splats(log.since(marks[name]))
-        return [splat for splat in late if splat.fails]
+                    late += self.evidence.late(log.since(marks[name]))
+        return late
 
     def _log_name(self, machine: str) -> str:
         name = log_name(machine, self.environment.machines)

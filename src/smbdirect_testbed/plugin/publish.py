@@ -8,8 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from smbdirect_testbed.lib.version import own_version
+from smbdirect_testbed.plugin.known_splats import KnownSplats, known_file
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
 from smbdirect_testbed.results import html_report, record, results, terminal
+from smbdirect_testbed.results.kernel_reports import KernelReports
 from smbdirect_testbed.results.record import shares
 from smbdirect_testbed.results.results import RunResults, ScenarioResult, Verdict
 
@@ -24,6 +26,7 @@ def publish(found: RunResults, *, keep: bool) -> None:
     :param keep: whether the environment stays up, for the closing lines
     """
     found.facts = {"testbed": own_version(), **found.facts}
+    found.notes += _unmatched(found)
     results.write_run_json(found)
     html_report.write_report(found)
     results.point_latest(found.directory)
@@ -46,6 +49,14 @@ def publish_killed(directory: Path) -> Path | None:
     results.point_latest(directory)
     record.forget(directory)
     return directory / "report.html"
+
+
+def _unmatched(found: RunResults) -> list[str]:
+    """Lines about known reports of the kernel that it did not make."""
+    if found.verdict not in (Verdict.PASSED, Verdict.FAILED):
+        return []
+    known = KnownSplats.load(known_file(), found.facts.get("kernel", ""))
+    return known.unmatched([r.fingerprint for r in found.kernel_reports.all()])
 
 
 def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunResults:
@@ -81,6 +92,7 @@ def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunR
         facts={**parts[0].facts, "environments_at_once": str(len(parts))},
         scenarios=scenarios,
         timings=timings,
+        kernel_reports=KernelReports(r for part in parts for r in part.kernel_reports.all()),
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
         verdict=verdict,
         reason=reason,

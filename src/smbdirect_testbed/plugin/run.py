@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from smbdirect_testbed.kernel.splats import Splat
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.machine.kernel_log import Splat
 from smbdirect_testbed.plugin import known_splats, markers
 from smbdirect_testbed.plugin.breakage import Breakage, suspicious, unfit
 from smbdirect_testbed.plugin.collection import Collection
 from smbdirect_testbed.plugin.deadline import Deadlines, Watchdog
-from smbdirect_testbed.plugin.evidence import describe, describe_death
+from smbdirect_testbed.plugin.evidence import describe
 from smbdirect_testbed.plugin.failures import explain, fail, text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
 from smbdirect_testbed.plugin.foundations import Became, Foundations
@@ -242,6 +242,7 @@ class RunPlugin:
             self.results.directory,
             self._progress,
             self._context.notes,
+            self.results.kernel_reports,
             self._environments,
         )
         try:
@@ -317,7 +318,7 @@ class RunPlugin:
         if "first_scenario_s" not in self._progress.timings:
             self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
         self._touched, self._parts = False, []
-        self._context.evidence.begin()
+        self._context.evidence.begin(item.nodeid)
         self._watchdog.begin(item.nodeid, self._deadlines.of(item))
         try:
             done = yield
@@ -419,7 +420,9 @@ class RunPlugin:
         left = []
         if report.when == "teardown" and not was_broken:
             left = self._context.up.leftovers.judge() if self._context.up else []
-        splats, not_made = known_splats.expect(item, report, splats, self._context.notes)
+        unknown, not_made = known_splats.expect(item, report, splats, self._context.notes)
+        evidence.excuse([s for s in splats if s not in unknown], known_splats.reason_of(item))
+        splats = unknown
         death = evidence.death()
         if report.when == "teardown":
             if death and not was_broken:
@@ -427,7 +430,7 @@ class RunPlugin:
             if directory.is_dir():
                 report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
         if death and not was_broken and (hung := self._hung.get(item.nodeid)):
-            fail(report, f"{hung}\n\n{describe(splats)}".rstrip())
+            fail(report, f"{hung}\n\n{evidence.describe(splats)}".rstrip())
         else:
             self._fail(report, splats, not_made, death, was_broken=was_broken)
         if report.when == "teardown" and evidence.crashes and not death:
@@ -439,8 +442,8 @@ class RunPlugin:
         if why := death or untrusted:
             self._break(item.nodeid, why)
 
-    @staticmethod
     def _fail(
+        self,
         report: pytest.TestReport,
         splats: list[Splat],
         not_made: str,
@@ -449,12 +452,12 @@ class RunPlugin:
         was_broken: bool,
     ) -> None:
         if death and not was_broken:
-            fail(report, describe_death(death, splats))
+            fail(report, self._context.evidence.describe_death(death, splats))
         elif death and report.when == "teardown":
             # Its death is the failure already; that nothing can be torn down follows from it.
             report.outcome, report.longrepr = "passed", None
         elif splats or not_made:
-            fail(report, describe(splats) or not_made)
+            fail(report, self._context.evidence.describe(splats) or not_made)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self._context.recorder.add(report)

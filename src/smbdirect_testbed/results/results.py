@@ -18,6 +18,7 @@ from pathlib import Path
 
 from smbdirect_testbed.lib.errors import ExitStatus
 from smbdirect_testbed.lib.printable import printable
+from smbdirect_testbed.results.kernel_reports import KernelReports
 
 _SCHEMA = 1
 _LONGEST_MESSAGE = 20_000
@@ -104,6 +105,7 @@ class RunResults:
     :param facts: the environment's facts
     :param packages_digest: identifies the image's list of packages with their versions
     :param notes: remarks that do not make the run fail
+    :param kernel_reports: what the kernel said about itself
     :param reason: for the verdict, one line
     """
 
@@ -115,6 +117,7 @@ class RunResults:
     scenarios: list[ScenarioResult] = field(default_factory=list)
     timings: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kernel_reports: KernelReports = field(default_factory=KernelReports)
     verdict: Verdict = Verdict.FAILED
     reason: str = ""
 
@@ -200,6 +203,10 @@ def write_run_json(results: RunResults) -> None:
     - ``counts``: numbers by outcome: ``passed``, ``failed``, ``skipped``, ``knownfail``,
       ``not run``
     - ``notes``: a list of lines: remarks that do not make the run fail
+    - ``kernel_reports``: what the kernel said about itself, each mistake once: a list of objects
+      with ``fingerprint``, the same in every run for the same mistake; ``kind``; ``title``: what
+      it said, a line; ``weight``: ``failure``, ``known`` or ``note``; ``count``; ``scenarios``:
+      those in which it was said; ``reason``: why it is known
     - ``scenarios``: a list of objects with ``id``, ``outcome``, ``seconds``, ``message``,
       ``suite`` (of a test of smbtorture, else empty), ``directory`` (below the run's directory;
       empty for none)
@@ -217,6 +224,7 @@ def write_run_json(results: RunResults) -> None:
         "timings": dict(results.timings),
         "counts": results.counts(),
         "notes": results.notes,
+        "kernel_reports": results.kernel_reports.as_json(),
         "scenarios": [
             {
                 "id": s.id,

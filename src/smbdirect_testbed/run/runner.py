@@ -269,7 +269,7 @@ def _is_soon(blueprint: Blueprint) -> bool:
     if not blueprint.carrier.own_kernel or blueprint.spec.driver.origin is DriverOrigin.TREE:
         return False
     image = find_image(blueprint.recipe)
-    return image is not None and blueprint.carrier.is_soon(image)
+    return image is not None and blueprint.carrier.is_soon(image, blueprint.spec.kernel)
 
 
 @contextmanager

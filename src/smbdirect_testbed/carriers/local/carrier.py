@@ -13,7 +13,7 @@ from smbdirect_testbed.carriers.local.provide import (
     destroy_local_stray,
     local_machine,
 )
-from smbdirect_testbed.config.spec import DriverSpec, EnvironmentSpec
+from smbdirect_testbed.config.spec import DriverSpec, EnvironmentSpec, KernelSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.running import RunningKernel
@@ -32,7 +32,9 @@ class LocalCarrier(Carrier[RunningKernel]):
 
         require_computer(spec, RunningKernel())
 
-    def provide_kernel(self, driver: DriverSpec, image: Image, progress: Progress) -> RunningKernel:
+    def provide_kernel(
+        self, driver: DriverSpec, options: KernelSpec, image: Image, progress: Progress
+    ) -> RunningKernel:
         return RunningKernel()
 
     def provide_driver(

@@ -13,7 +13,7 @@ from smbdirect_testbed.carriers.uml.provide import (
     destroy_uml,
     uml_machine,
 )
-from smbdirect_testbed.config.spec import DriverSpec
+from smbdirect_testbed.config.spec import DriverSpec, KernelSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel import uml
 from smbdirect_testbed.kernel.build import provide_driver
@@ -21,6 +21,7 @@ from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.kernel.prebuild import Ahead
 from smbdirect_testbed.kernel.tree import is_full, watched_directories
 from smbdirect_testbed.kernel.uml import UmlKernel
+from smbdirect_testbed.kernel.uml_config import UmlConfig
 from smbdirect_testbed.kernel.uml_from_tree import provide_kernel
 from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.progress import Progress
@@ -35,15 +36,18 @@ class UmlCarrier(Carrier[UmlKernel]):
     at_once = 3
     """Measured on two processors: two more are of no use."""
     ahead = Ahead.UML_KERNEL
+    builds_kernel = True
 
-    def is_soon(self, image: Image) -> bool:
-        return uml.is_cached(image)
+    def is_soon(self, image: Image, options: KernelSpec) -> bool:
+        return uml.is_cached(image, UmlConfig(options.config))
 
     def watched(self, tree: Path) -> list[Path]:
         return watched_directories(tree) if is_full(tree) else super().watched(tree)
 
-    def provide_kernel(self, driver: DriverSpec, image: Image, progress: Progress) -> UmlKernel:
-        return provide_kernel(driver, image, progress)
+    def provide_kernel(
+        self, driver: DriverSpec, options: KernelSpec, image: Image, progress: Progress
+    ) -> UmlKernel:
+        return provide_kernel(driver, image, progress, UmlConfig(options.config))
 
     def provide_driver(
         self, driver: DriverSpec, image: Image, kernel: UmlKernel, progress: Progress

@@ -53,7 +53,8 @@ from smbdirect_testbed.machine.shared_directory import SharedDirectory
 from smbdirect_testbed.machine.ssh import SshChannel, make_keys
 
 _SHARED_THERE = PurePosixPath("/testbed")
-_BOOT_TIMEOUT = 60.0
+_BOOT_TIMEOUT = 120.0
+"""Seconds. Measured on a busy computer: 2 for an ordinary kernel, 20 for one that checks itself."""
 _PORT_ATTEMPTS = 5
 _AGENT_PORT = "/dev/ttyS0"
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
@@ -254,8 +255,10 @@ def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
         try:
             agent = machine.hold_agent(AgentSocket(ours), started=False)
             network.close()
-            machine.channel.configure(_forward(slirp, parts.spec.ssh_port))
+            # slirp4netns takes orders when the machine has opened its interface, so first things
+            # first: what is wrong with a boot is told as that.
             wait_until_answering(machine, agent, timeout=_BOOT_TIMEOUT)
+            machine.channel.configure(_forward(slirp, parts.spec.ssh_port))
             machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
         except BaseException:
             machine.close()

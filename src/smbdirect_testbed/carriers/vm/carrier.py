@@ -13,7 +13,7 @@ from smbdirect_testbed.carriers.vm.provide import (
     destroy_vm_strays,
     vm_machine,
 )
-from smbdirect_testbed.config.spec import DriverSpec
+from smbdirect_testbed.config.spec import DriverSpec, KernelSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
@@ -27,10 +27,12 @@ class VmCarrier(Carrier[None]):
     """Measured on two processors: one more is of no use."""
     clones = True
 
-    def is_soon(self, image: Image) -> bool:
+    def is_soon(self, image: Image, options: KernelSpec) -> bool:
         return True
 
-    def provide_kernel(self, driver: DriverSpec, image: Image, progress: Progress) -> None:
+    def provide_kernel(
+        self, driver: DriverSpec, options: KernelSpec, image: Image, progress: Progress
+    ) -> None:
         return None
 
     def provide_driver(
