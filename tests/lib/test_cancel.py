@@ -17,16 +17,22 @@ from smbdirect_testbed.lib.errors import CommandFailed
 from smbdirect_testbed.lib.wait import wait_until
 
 
-def _called_off_after(seconds: float, work: Callable[[], object]) -> float:
-    """Do work that is called off after a while; returns how long it took to raise."""
+def _called_off_when(begun: Callable[[], object], work: Callable[[], object]) -> float:
+    """Do work that is called off once it has begun; returns how long it then took to raise."""
     asked = Cancel()
-    timer = threading.Timer(seconds, asked.request)
-    timer.start()
-    begun = time.monotonic()
+    requested: list[float] = []
+
+    def request() -> None:
+        wait_until(lambda: bool(begun()), "the work to begin", timeout=30)
+        requested.append(time.monotonic())
+        asked.request()
+
+    thread = threading.Thread(target=request)
+    thread.start()
     with asked.applied(), pytest.raises(KeyboardInterrupt):
         work()
-    timer.join()
-    return time.monotonic() - begun
+    thread.join()
+    return time.monotonic() - requested[0]
 
 
 @pytest.mark.parametrize(
@@ -40,13 +46,18 @@ def _called_off_after(seconds: float, work: Callable[[], object]) -> float:
     ],
 )
 def test_who_waits_is_called_off_at_once(work: Callable[[], object]) -> None:
-    assert _called_off_after(0.2, work) < 3
+    soon = time.monotonic() + 0.2
+    assert _called_off_when(lambda: time.monotonic() > soon, work) < 5
 
 
 def test_a_command_that_is_called_off_leaves_no_child(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = 'sleep 30 & echo $! >"$0"; wait'
-    _called_off_after(0.5, lambda: process.run(["sh", "-c", script, pid_file]))
+
+    def begun() -> bool:
+        return pid_file.exists() and pid_file.read_text().endswith("\n")
+
+    _called_off_when(begun, lambda: process.run(["sh", "-c", script, pid_file]))
     stat = Path(f"/proc/{int(pid_file.read_text())}/stat")
     wait_until(lambda: not stat.exists() or ") Z" in stat.read_text(), "its end", timeout=5)
 
