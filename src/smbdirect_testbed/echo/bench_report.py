@@ -42,27 +42,35 @@ def load(path: Path) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """The results as text; transports of one point are next to each other."""
     machine = document["machine"]
-    lines = [
-        f"kernel {machine['kernel']}, {machine['cpus']} CPUs, {document['seconds']:g} s each "
-        f"in {document['rounds']} turns; CPU is that of the whole machine",
-        "  ".join(f"{name:>{width}}" for name, width in _COLUMNS),
-    ]
+    rows: list[list[str]] = []
     last: tuple[str, str, str] | None = None
     for result in document["results"]:
         point = (result["operation"], size_name(result["size"]), str(result["depth"]))
         if last and last[0] != point[0]:
-            lines.append("")
+            rows.append([])
         cells = [*(point if point != last else ("", "", "")), result["transport"]]
         latency = result["latency_us"]
         cells += [f"{latency[p]:.0f}" for p in ("p50", "p99", "p99.9")]
         cells += [f"{result['operations_per_second']:.0f}", f"{result['mib_per_second']:.1f}"]
         cpu = result["machine_cpu_seconds_per_gib"]
         cells.append("" if cpu is None else f"{cpu:.2f}")
-        lines.append(
-            "  ".join(f"{c:>{width}}" for c, (_, width) in zip(cells, _COLUMNS, strict=True))
-        )
+        rows.append(cells)
         last = point
-    return "\n".join(lines)
+    names = [name for name, _ in _COLUMNS]
+    # A busy computer has figures that are wider than usual.
+    widths = [
+        max(width, *(len(row[n]) for row in rows if row)) for n, (_, width) in enumerate(_COLUMNS)
+    ]
+    return "\n".join(
+        [
+            f"kernel {machine['kernel']}, {machine['cpus']} CPUs, {document['seconds']:g} s each "
+            f"in {document['rounds']} turns; CPU is that of the whole machine",
+            *(
+                "  ".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=False))
+                for row in [names, *rows]
+            ),
+        ]
+    )
 
 
 def size_name(size: int) -> str:
