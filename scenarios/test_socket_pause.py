@@ -82,7 +82,7 @@ def test_stopped_process(program: Program) -> None:
 @pytest.mark.thorough
 @pytest.mark.needs(ServerKind.SMBD, RdmaType.SIW)
 def test_stopped_smbd(client: Host, smbd: SmbServer, tmp_path: Path) -> None:
-    """While cifs.ko writes, which spends its last credit on data, and knows 5445 as iWARP's port."""
+    """While cifs.ko writes, which spends its last credit on data; it takes 5445 for iWARP's."""
     stop = f"sleep 0.5; pkill -STOP ^smbd; sleep {_STOPPED_SMBD}; pkill -CONT ^smbd; sleep 300"
     with (
         mounted(client, smbd, Transport.SMBDIRECT) as mount,
