@@ -172,9 +172,9 @@ def closed(options: argparse.Namespace) -> dict[str, Any]:
 def stopped(options: argparse.Namespace) -> dict[str, Any]:
     """A process that reads is stopped, and goes on after the pause."""
     argv = [sys.executable, "-I", __file__, "here", options.address, str(options.port)]
-    argv += ["--keepalive", str(options.keepalive), "--pause", "1"]
+    argv += ["--keepalive", str(options.keepalive), "--pause", "6"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as reader:
-        time.sleep(1)
+        time.sleep(4)  # it is connected, and what its peer sends has arrived
         os.kill(reader.pid, signal.SIGSTOP)
         time.sleep(options.pause)
         os.kill(reader.pid, signal.SIGCONT)
