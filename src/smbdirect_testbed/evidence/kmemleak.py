@@ -10,6 +10,7 @@ from smbdirect_testbed.machine.machine import Machine
 _CONTROL = PurePosixPath("/sys/kernel/debug/kmemleak")
 _SCAN = 'echo scan >"$0"'
 _SCAN_SECONDS = 120
+_INTERVAL = 0.5
 _YOUNG_SECONDS = 5.5
 """What is younger is not reported: its address may still be in a register (``MSECS_MIN_AGE`` in
 ``mm/kmemleak.c``, and a margin)."""
@@ -42,7 +43,7 @@ class LeakDetector:
             lambda: self._uptime() >= young_until,
             "allocations to be old enough for kmemleak",
             timeout=10 * _YOUNG_SECONDS,
-            interval=0.5,
+            interval=_INTERVAL,
         )
         self.scan()
 

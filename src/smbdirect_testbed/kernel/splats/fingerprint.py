@@ -32,7 +32,9 @@ def fingerprint(kind: SplatKind, title: str, first: str, trace: Sequence[str]) -
     :param first: the first of its lines
     :param trace: all of its lines
     """
-    names = _names([*_racing(title), *places_in(title), *trace_of(kind, trace)])
+    # At its first byte a function is somebody's timer or work item, and not where it went wrong.
+    said = [place for place in places_in(title) if place.offset != 0]
+    names = _names([*_racing(title), *said, *trace_of(kind, trace)])
     if not names:
         # Cut off, or of locks alone: where they were taken.
         names = _names([place for line in trace for place in places_in(line)])

@@ -88,7 +88,7 @@ def registers_in(line: str) -> Frame | None:
 def places_in(line: str) -> Iterator[Frame]:
     """The places that a line in words names."""
     for found in _SYMBOL.finditer(line):
-        yield Frame(found["name"])
+        yield Frame(found["name"], int(found["offset"], 16) if found["offset"] else None)
 
 
 def begins_trace(line: str) -> bool:

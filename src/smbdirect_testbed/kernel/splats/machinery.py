@@ -63,7 +63,8 @@ _PATTERNS = {
     "counting and lists": """
         refcount_* __refcount_* kref_* atomic_* atomic64_* arch_atomic* raw_atomic* *test_bit
         set_bit clear_bit *test_and_*_bit *constant_test_bit __list_* list_add* list_del*
-        list_move* list_splice* __hlist_* hlist_* init_timer_key timer_init_key""",
+        list_move* list_splice* kobject_* sysfs_* __hlist_* hlist_*
+        init_timer_key timer_init_key""",
     "allocators and copying": """
         kmalloc* __kmalloc* ___kmalloc* kzalloc* kcalloc* krealloc* kmemdup* kstrdup* kvmalloc*
         __kvmalloc* vmalloc* __vmalloc* vzalloc* kvfree* vfree* kfree kfree_sensitive __kfree
