@@ -87,22 +87,25 @@ def test_no_sockets() -> None:
 
 def test_answers_only() -> None:
     """It can be connected to, and connects to nobody."""
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        to.bind(("127.0.0.1", 0))
-        connect = f"import socket; socket.create_connection({other.getsockname()}, 5)"
-        send = (
-            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
-            f"s.{{}}({{}}{to.getsockname()})"
-        )
-        for code in (
-            connect,
-            send.format("sendto", "b'x', "),
-            send.format("sendmsg", "[b'x'], (), 0, "),
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.1)
+        where = other.getsockname()
+        for attempt in (
+            f"socket.create_connection({where}, 5)",
+            f"socket.socket().sendto(b'x', socket.MSG_FASTOPEN, {where})",
+            f"socket.socket().sendmsg([b'x'], (), socket.MSG_FASTOPEN, {where})",
+            "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+            "socket.socket(socket.AF_INET6, socket.SOCK_STREAM)",
+            "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+            f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', {str(where)!r})",
         ):
-            assert "PermissionError" in _python(code, network=Network.ANSWER)
+            said = _python(f"import socket; {attempt}", network=Network.ANSWER)
+            assert "PermissionError" in said, attempt
+        with pytest.raises(TimeoutError):
+            other.accept()
+    # As slirp4netns passes a descriptor to its child.
+    pair = "import socket; a, b = socket.socketpair(); a.sendmsg([b'x']); print(b.recv(1))"
+    assert _python(pair, network=Network.ANSWER) == "b'x'"
     answer = (
         "import socket; s = socket.create_server(('127.0.0.1', 0));"
         "print(s.getsockname()[1], flush=True);"
