@@ -80,6 +80,18 @@ def test_no_capabilities_and_none_to_gain() -> None:
     assert status["Seccomp"] == "2"
 
 
+def test_a_personality_lasts() -> None:
+    """User Mode Linux executes itself again until addresses are not random any more."""
+    code = """if True:
+        import ctypes, os, sys
+        if not ctypes.CDLL(None).personality(0x0040000) & 0x0040000:
+            assert len(sys.argv) < 3, "lost"
+            os.execv(sys.executable, [*sys.orig_argv, "again"])
+        print("kept")
+    """
+    assert _python(code) == "kept"
+
+
 def test_no_sockets() -> None:
     for family in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"):
         assert "PermissionError" in _python(f"import socket; socket.socket(socket.{family})")

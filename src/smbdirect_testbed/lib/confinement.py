@@ -33,6 +33,7 @@ _RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 _CAPSET, _SECCOMP = 126, 317
 _SET_MODE_FILTER, _SPEC_ALLOW = 1, 4
+_PR_SET_SECUREBITS, _NOROOT = 28, 0b11
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION = 0x20080522
 
@@ -168,12 +169,23 @@ def _confine_this_thread(confinement: Confinement) -> None:
     _call(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     if version := landlock_version():
         _restrict_files(confinement, version)
-    # Without capabilities root is the owner of its files and no more.
+    _give_up_capabilities(confinement)
+    _filter_calls(confinement)
+
+
+def _give_up_capabilities(confinement: Confinement) -> None:
+    """Without them root is the owner of its files and no more."""
+    kept = 0
+    if os.geteuid() == 0:
+        kept = sum(1 << capability for capability in confinement.keeps)
+        # Or else each exec gives them to root, and is undone since there are no new privileges. The
+        # kernel then clears the personality, for which User Mode Linux executes itself again.
+        if not kept and _libc().prctl(_PR_SET_SECUREBITS, _NOROOT, 0, 0, 0) < 0:
+            # Not permitted here: it keeps what it has, within what Landlock leaves it.
+            return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    kept = sum(1 << capability for capability in confinement.keeps) if os.geteuid() == 0 else 0
     capabilities = struct.pack("III12x", kept, kept, 0)
     _call(_libc().syscall(_CAPSET, header, capabilities), "giving up capabilities")
-    _filter_calls(confinement)
 
 
 def _restrict_files(confinement: Confinement, version: int) -> None:
