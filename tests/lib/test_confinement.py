@@ -80,6 +80,18 @@ def test_no_capabilities_and_none_to_gain() -> None:
     assert status["Seccomp"] == "2"
 
 
+def test_a_personality_lasts() -> None:
+    """User Mode Linux executes itself again until addresses are not random any more."""
+    code = """if True:
+        import ctypes, os, sys
+        if not ctypes.CDLL(None).personality(0x0040000) & 0x0040000:
+            assert len(sys.argv) < 3, "lost"
+            os.execv(sys.executable, [*sys.orig_argv, "again"])
+        print("kept")
+    """
+    assert _python(code) == "kept"
+
+
 def test_no_sockets() -> None:
     for family in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"):
         assert "PermissionError" in _python(f"import socket; socket.socket(socket.{family})")
@@ -87,22 +99,25 @@ def test_no_sockets() -> None:
 
 def test_answers_only() -> None:
     """It can be connected to, and connects to nobody."""
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        to.bind(("127.0.0.1", 0))
-        connect = f"import socket; socket.create_connection({other.getsockname()}, 5)"
-        send = (
-            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
-            f"s.{{}}({{}}{to.getsockname()})"
-        )
-        for code in (
-            connect,
-            send.format("sendto", "b'x', "),
-            send.format("sendmsg", "[b'x'], (), 0, "),
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.1)
+        where = other.getsockname()
+        for attempt in (
+            f"socket.create_connection({where}, 5)",
+            f"socket.socket().sendto(b'x', socket.MSG_FASTOPEN, {where})",
+            f"socket.socket().sendmsg([b'x'], (), socket.MSG_FASTOPEN, {where})",
+            "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+            "socket.socket(socket.AF_INET6, socket.SOCK_STREAM)",
+            "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+            f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', {str(where)!r})",
         ):
-            assert "PermissionError" in _python(code, network=Network.ANSWER)
+            said = _python(f"import socket; {attempt}", network=Network.ANSWER)
+            assert "PermissionError" in said, attempt
+        with pytest.raises(TimeoutError):
+            other.accept()
+    # As slirp4netns passes a descriptor to its child.
+    pair = "import socket; a, b = socket.socketpair(); a.sendmsg([b'x']); print(b.recv(1))"
+    assert _python(pair, network=Network.ANSWER) == "b'x'"
     answer = (
         "import socket; s = socket.create_server(('127.0.0.1', 0));"
         "print(s.getsockname()[1], flush=True);"

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from smbdirect_testbed.lib.errors import ProvisionError
 
@@ -33,6 +33,7 @@ _RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 _CAPSET, _SECCOMP = 126, 317
 _SET_MODE_FILTER, _SPEC_ALLOW = 1, 4
+_PR_SET_SECUREBITS, _NOROOT = 28, 0b11
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION = 0x20080522
 
@@ -47,9 +48,16 @@ _SCOPES = 3
 
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 _X86_64, _X32 = 0xC000003E, 0x40000000
-_LOAD, _JEQ, _JGE, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NR, _ARCH, _SENDTO_ADDRESS = 0, 4, 16 + 4 * 8
+_LOAD, _JEQ, _JGE, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
+_NR, _ARCH = 0, 4
 
+
+def _argument(number: int) -> int:
+    """Where an argument of a system call is, its lower half first."""
+    return 16 + 8 * number
+
+
+_AF_UNIX, _AF_INET, _STREAM, _TYPES = 1, 2, 1, 0xF
 _SOCKET, _CONNECT, _SENDTO, _SENDMSG, _SENDMMSG = 41, 42, 44, 46, 307
 _NEVER = {
     "ptrace": 101,
@@ -161,12 +169,23 @@ def _confine_this_thread(confinement: Confinement) -> None:
     _call(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     if version := landlock_version():
         _restrict_files(confinement, version)
-    # Without capabilities root is the owner of its files and no more.
+    _give_up_capabilities(confinement)
+    _filter_calls(confinement)
+
+
+def _give_up_capabilities(confinement: Confinement) -> None:
+    """Without them root is the owner of its files and no more."""
+    kept = 0
+    if os.geteuid() == 0:
+        kept = sum(1 << capability for capability in confinement.keeps)
+        # Or else each exec gives them to root, and is undone since there are no new privileges. The
+        # kernel then clears the personality, for which User Mode Linux executes itself again.
+        if not kept and _libc().prctl(_PR_SET_SECUREBITS, _NOROOT, 0, 0, 0) < 0:
+            # Not permitted here: it keeps what it has, within what Landlock leaves it.
+            return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    kept = sum(1 << capability for capability in confinement.keeps) if os.geteuid() == 0 else 0
     capabilities = struct.pack("III12x", kept, kept, 0)
     _call(_libc().syscall(_CAPSET, header, capabilities), "giving up capabilities")
-    _filter_calls(confinement)
 
 
 def _restrict_files(confinement: Confinement, version: int) -> None:
@@ -205,13 +224,10 @@ def _filter_calls(confinement: Confinement) -> None:
     refused = dict(_NEVER)
     if confinement.ptrace:
         del refused["ptrace"]
-    numbers = [*refused.values()]
-    if confinement.network is Network.NONE:
-        numbers.append(_SOCKET)
-    else:
-        # Not to whom it likes: an address is no part of an answer.
-        numbers += [_CONNECT, _SENDMSG, _SENDMMSG]
-    program = _program(numbers, no_addresses=confinement.network is Network.ANSWER)
+    answers = confinement.network is Network.ANSWER
+    # Not to whom it likes: an address is no part of an answer.
+    numbers = [*refused.values(), *((_CONNECT, _SENDMMSG) if answers else (_SOCKET,))]
+    program = _program(numbers, _ANSWERS if answers else ())
     code = ctypes.create_string_buffer(program, len(program))
     filter = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     # SPEC_ALLOW: a filter is no reason to make the program slower in other ways.
@@ -219,32 +235,71 @@ def _filter_calls(confinement: Confinement) -> None:
     _call(done, "filtering system calls")
 
 
-def _program(refused: Sequence[int], *, no_addresses: bool) -> bytes:
+class _Step(NamedTuple):
+    """One instruction of a filter.
+
+    :param then: where to go on if a comparison holds: a label, or the next step
+    :param otherwise: where to go on if it does not
+    :param label: its own
+    """
+
+    code: int
+    value: int
+    then: str = ""
+    otherwise: str = ""
+    label: str = ""
+
+
+# Connections of TCP can come in. No other socket of a network can be made. A message has no address
+# and no flags: one of these would begin a connection.
+_ANSWERS = (
+    _Step(_JEQ, _SOCKET, "", "no socket"),
+    _Step(_LOAD, _argument(0)),
+    _Step(_JEQ, _AF_UNIX, "allow"),
+    _Step(_JEQ, _AF_INET, "", "refuse"),
+    _Step(_LOAD, _argument(1)),
+    _Step(_AND, _TYPES),
+    _Step(_JEQ, _STREAM, "allow", "refuse"),
+    _Step(_JEQ, _SENDMSG, "", "no sendmsg", "no socket"),
+    _Step(_LOAD, _argument(2)),
+    _Step(_JEQ, 0, "allow", "refuse"),
+    _Step(_JEQ, _SENDTO, "", "allow", "no sendmsg"),
+    _Step(_LOAD, _argument(4)),
+    _Step(_JEQ, 0, "", "refuse"),
+    _Step(_LOAD, _argument(4) + 4),
+    _Step(_JEQ, 0, "", "refuse"),
+)
+
+
+def _program(refused: Sequence[int], more: Sequence[_Step]) -> bytes:
     """The filter, which refuses system calls by number, and those of other numberings.
 
-    :param no_addresses: refuse ``sendto`` with an address, too
+    :param more: what looks further at those that are left
     """
-    # Code, value, and which step follows when a comparison holds, and when it does not.
-    steps: list[tuple[int, int, str, str]] = [
-        (_LOAD, _ARCH, "", ""),
-        (_JEQ, _X86_64, "", "refuse"),
-        (_LOAD, _NR, "", ""),
-        (_JGE, _X32, "refuse", ""),
-        *((_JEQ, number, "refuse", "") for number in refused),
+    steps = [
+        _Step(_LOAD, _ARCH),
+        _Step(_JEQ, _X86_64, "", "refuse"),
+        _Step(_LOAD, _NR),
+        _Step(_JGE, _X32, "refuse"),
+        *(_Step(_JEQ, number, "refuse") for number in refused),
+        *more,
+        _Step(_RETURN, _ALLOW, label="allow"),
+        _Step(_RETURN, _REFUSE, label="refuse"),
     ]
-    if no_addresses:
-        steps.append((_JEQ, _SENDTO, "", "allow"))
-        for half in (0, 4):
-            steps += [(_LOAD, _SENDTO_ADDRESS + half, "", ""), (_JEQ, 0, "", "refuse")]
-    labels = {"allow": len(steps), "refuse": len(steps) + 1}
-    steps += [(_RETURN, _ALLOW, "", ""), (_RETURN, _REFUSE, "", "")]
+    labels = {step.label: index for index, step in enumerate(steps)}
 
     def distance(label: str, index: int) -> int:
         return labels[label] - index - 1 if label else 0
 
     return b"".join(
-        struct.pack("HBBI", code, distance(then, index), distance(otherwise, index), value)
-        for index, (code, value, then, otherwise) in enumerate(steps)
+        struct.pack(
+            "HBBI",
+            step.code,
+            distance(step.then, index),
+            distance(step.otherwise, index),
+            step.value,
+        )
+        for index, step in enumerate(steps)
     )
 
 

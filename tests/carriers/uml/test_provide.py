@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from smbdirect_testbed.carriers.boot import claim_port
+from smbdirect_testbed.carriers.machine_process import end_processes
 from smbdirect_testbed.carriers.uml import provide
 from smbdirect_testbed.carriers.uml.provide import (
     UmlIdentity,
@@ -98,3 +102,22 @@ def test_a_port_is_asked_for(tmp_path: Path, answer: object) -> None:
         thread.join()
     assert asked[0]["execute"] == "add_hostfwd"
     assert asked[0]["arguments"]["host_port"] == 2222  # type: ignore[index]
+
+
+@pytest.mark.skipif(not shutil.which("slirp4netns"), reason="needs slirp4netns")
+def test_a_connection_comes_in_although_slirp_is_confined(tmp_path: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="sdt-", dir="/tmp"))
+    slirp = Slirp(directory)
+    try:
+        slirp.start()
+        with slirp.connect() as machine:
+            machine.settimeout(10)
+            port = claim_port(0)
+            assert slirp.forward(port)
+            with socket.create_connection(("127.0.0.1", port), 10):
+                # It asks who has the machine's address before it passes the connection on.
+                frames = [machine.recv(2000) for _ in range(2)]
+        assert any(b"\x08\x06\x00\x01\x08\x00" in frame for frame in frames)
+    finally:
+        end_processes(UmlIdentity(uuid4(), directory))
+        shutil.rmtree(directory)

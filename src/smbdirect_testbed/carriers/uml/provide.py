@@ -60,7 +60,7 @@ _AGENT_PORT = "/dev/ttyS0"
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 """Where this computer may have room for a machine's memory; its disks are the last resort."""
 
-_READ_BY_KERNEL = (Path("/proc/cpuinfo"), Path("/proc/mounts"), Path("/dev/null"))
+_READ_BY_KERNEL = (Path("/proc/cpuinfo"), Path("/dev/null"))
 """What the kernel looks at when it starts."""
 
 
