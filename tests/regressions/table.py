@@ -110,23 +110,31 @@ def _summary(bugs: Sequence[Bug], rows: Mapping[str, Row]) -> str:
 
 
 def _line(bug: Bug, row: Row | None) -> str:
-    caught = {None: "not tried", Verdict.MISSED: "**missed**", Verdict.NOT_TRIED: "not tried"}.get(
-        row and row.verdict, f"`{row.scenario}`" if row else ""
-    )
-    if row and row.verdict is Verdict.CAUGHT and bug.which is Which.THOROUGH:
-        caught += " (thorough)"
-    seconds = f"{row.seconds:.0f}" if row and row.verdict is not Verdict.NOT_TRIED else ""
+    tried = row and row.verdict is not Verdict.NOT_TRIED
+    seconds = f"{row.seconds:.0f}" if row and tried else ""
     cells = (
         f"`{bug.name}`: {bug.what}",
         bug.kind.value,
         bug.upstream,
         bug.happens,
-        caught,
+        _caught(bug, row),
         bug.environment,
         seconds,
         _short(row.says) if row else "",
     )
-    return f"| {' | '.join(cell.replace('|', '∣') for cell in cells)} |"
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _caught(bug: Bug, row: Row | None) -> str:
+    if row is None or row.verdict is Verdict.NOT_TRIED:
+        return "not tried"
+    if row.verdict is Verdict.MISSED:
+        return "**missed**"
+    return f"`{row.scenario}`{' (thorough)' if bug.which is Which.THOROUGH else ''}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _short(text: str) -> str:
