@@ -18,7 +18,7 @@ from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
 
 from .attempt import Attempt, Verdict, attempt, innocent, write_source
-from .bug import Bug, DoesNotFit, catalogue
+from .bug import CATALOGUE, Bug, DoesNotFit, catalogue
 from .table import DOCUMENT, record
 
 
@@ -33,8 +33,10 @@ def _errors_in_one_line() -> Iterator[None]:
         sys.exit(e.exit_status)
 
 
-def _chosen(names: Sequence[str], fits: Callable[[Bug], bool] = lambda _: True) -> list[Bug]:
-    bugs = {bug.name: bug for bug in catalogue()}
+def _chosen(
+    names: Sequence[str], fits: Callable[[Bug], bool] = lambda _: True, directory: Path = CATALOGUE
+) -> list[Bug]:
+    bugs = {bug.name: bug for bug in catalogue(directory)}
     if unknown := sorted(set(names) - bugs.keys()):
         raise UsageError(
             f"there is no bug {unknown[0]}", hint="python -m tests.regressions list has them all"
@@ -83,8 +85,20 @@ def check(names: tuple[str, ...], environment: str) -> None:
 @click.option("--quick", is_flag=True, help="Only those that `make test` tries.")
 @click.option("--no-control", is_flag=True, help="Do not first run the scenarios without any bug.")
 @click.option("--no-document", is_flag=True, help=f"Leave docs/{DOCUMENT.name} as it is.")
+@click.option(
+    "--catalogue",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=CATALOGUE,
+    help="A directory of other bugs.",
+)
 def run(
-    names: tuple[str, ...], environment: str, quick: bool, no_control: bool, no_document: bool
+    names: tuple[str, ...],
+    environment: str,
+    quick: bool,
+    no_control: bool,
+    no_document: bool,
+    directory: Path,
 ) -> None:
     """Put bugs back (all, or the NAMES), one at a time, and say what catches them.
 
@@ -97,7 +111,7 @@ def run(
     progress = Progress(quiet=True)
     attempts = []
     with _errors_in_one_line():
-        bugs = _chosen(names, fits)
+        bugs = _chosen(names, fits, directory)
         if not bugs:
             raise UsageError("no bug fits what was asked for")
         by_environment = sorted(bugs, key=lambda bug: bug.environment)
@@ -106,7 +120,7 @@ def run(
             red = {} if no_control else _control(several, where, progress)
             for bug in several:
                 attempts.append(_say(_attempt(bug, red, progress)))
-                if not no_document:
+                if not no_document and directory == CATALOGUE:
                     # Each at once: a run of all takes long, and may be interrupted.
                     record(attempts, list(catalogue()))
     caught = sum(one.verdict is Verdict.CAUGHT for one in attempts)

@@ -23,7 +23,7 @@ from smbdirect_testbed.kernel import driver_source
 from smbdirect_testbed.lib.errors import ExitStatus, ProvisionError
 from smbdirect_testbed.lib.progress import Progress
 
-from .bug import Bug, Which
+from .bug import Bug
 
 _LONGEST = 900.0
 """Seconds of a run. Every run has deadlines of its own; this is for those that do not keep them."""
@@ -122,7 +122,7 @@ def _idle(record: dict[str, Any]) -> str:
 
 def _error(lines: list[str]) -> str:
     errors = [line for line in lines if "error:" in line]
-    return (errors or lines or [""])[-1]
+    return errors[0] if errors else (lines or [""])[-1]
 
 
 def attempt(bug: Bug, innocent: dict[str, str], progress: Progress) -> Attempt:
@@ -149,12 +149,3 @@ def innocent(bugs: Iterable[Bug], environment: str, progress: Progress) -> Run:
     expression = " or ".join(sorted({f"({bug.expression})" for bug in several}))
     with source_with(None, environment, progress) as tree:
         return run(tree, environment, expression, "--run-all")
-
-
-def by_which(attempts: Iterable[Attempt]) -> dict[Which, list[Attempt]]:
-    """The bugs that were caught, by which scenarios caught them."""
-    found: dict[Which, list[Attempt]] = {which: [] for which in Which}
-    for one in attempts:
-        if one.verdict is Verdict.CAUGHT:
-            found[one.bug.which].append(one)
-    return found

@@ -30,6 +30,7 @@ from smbdirect_testbed.evidence.frames import (
     objection,
 )
 from smbdirect_testbed.evidence.pcap import GrowingPcap, Record
+from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
 
