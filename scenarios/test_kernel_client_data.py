@@ -108,11 +108,12 @@ def test_signed(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
 
 
 def test_many_at_once(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
-    """More transfers at the same time than there are registrations."""
-    with _share(client, ksmbd) as share:
-        options = ["--threads", _TOGETHER, "--sizes", 128 << 10]
-        assert share.here("together", "many", *options) == {}
-        share.behind("remove", "many")
+    """More transfers than a connection has registrations, and, signed, than it has credits."""
+    for options in ("", "sign"):
+        with _share(client, ksmbd, options) as share:
+            several = ["--threads", _TOGETHER, "--sizes", 128 << 10]
+            assert share.here("together", "many", *several) == {}
+            share.behind("remove", "many")
     wire.expect(Transport.SMBDIRECT)
 
 
