@@ -17,21 +17,29 @@ from pathlib import Path
 from typing import Any
 
 
+_BEFORE_BORDER = 1000
+"""Bytes of a page that a transfer begins with, so that even small ones use two."""
+
+
 def content(name: str, size: int, seed: int) -> bytes:
     return random.Random(f"{name} {seed}").randbytes(size)
+
+
+def _memory(size: int) -> memoryview:
+    begin = mmap.PAGESIZE - _BEFORE_BORDER
+    return memoryview(mmap.mmap(-1, begin + size))[begin:]
 
 
 def write(file: Path, data: bytes, *, direct: bool) -> None:
     """Write in one call, as far as the kernel takes it; without the page cache if ``direct``."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_DIRECT if direct else 0)
-    # Memory of its own pages: direct transfers want that.
-    memory = mmap.mmap(-1, max(len(data), 1))
-    memory[: len(data)] = data
+    memory = _memory(len(data))
+    memory[:] = data
     fd = os.open(file, flags, 0o644)
     try:
         done = 0
         while done < len(data):
-            done += os.write(fd, memoryview(memory)[done : len(data)])
+            done += os.write(fd, memory[done:])
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -39,13 +47,13 @@ def write(file: Path, data: bytes, *, direct: bool) -> None:
 
 def read(file: Path, size: int, *, direct: bool) -> bytes:
     """Read it, and one byte more: so a file that is too long is seen."""
-    memory = mmap.mmap(-1, size + 1)
+    memory = _memory(size + 1)
     fd = os.open(file, os.O_RDONLY | (os.O_DIRECT if direct else 0))
     try:
         done = 0
-        while n := os.readv(fd, [memoryview(memory)[done:]]):
+        while n := os.readv(fd, [memory[done:]]):
             done += n
-        return memory[:done]
+        return bytes(memory[:done])
     finally:
         os.close(fd)
 
