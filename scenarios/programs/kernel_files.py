@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 _BEFORE_BORDER = 1000
 """Bytes of a page that a transfer begins with, so that even small ones use two."""
 
