@@ -99,5 +99,7 @@ def test_the_projects_own_pipeline() -> None:
     assert {name: job["script"] for name, job in jobs.items()} == {
         "own-tests": [".ci/test"],
         "fresh-containers": [".ci/test container"],
+        "bugs-put-back": [".ci/setup dev", ".venv/bin/python -m tests.regressions run"],
     }
-    assert jobs["fresh-containers"]["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]
+    for nightly in ("fresh-containers", "bugs-put-back"):
+        assert jobs[nightly]["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]

@@ -30,6 +30,7 @@ from smbdirect_testbed.evidence.frames import (
     objection,
 )
 from smbdirect_testbed.evidence.pcap import GrowingPcap, Record
+from smbdirect_testbed.lib.errors import ProvisionError
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.host import Host
 
@@ -157,6 +158,20 @@ class WireCapture:
         pcap.write(path, slice)
         return True
 
+    def shows(self, data: bytes) -> bool:
+        """Whether one of the packets that were read since the last cut holds some bytes.
+
+        :raises ProvisionError: there were so many packets that not all were kept
+        """
+        self.moment()
+        if any(data in record.frame for record in self._slice):
+            return True
+        if self._slice_size >= _LARGEST_SLICE:
+            raise ProvisionError(
+                f"not all packets were kept: there were more than {_LARGEST_SLICE >> 20} MiB"
+            )
+        return False
+
     def lost(self) -> int:
         """Packets that the kernel dropped because tcpdump was too slow; known after its end."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -273,6 +288,15 @@ class Wire:
     def now(self) -> Moment:
         """This moment, for the ``since`` of a later :meth:`expect`."""
         return self.capture.moment()
+
+    def shows(self, data: bytes) -> bool:
+        """Whether a packet of this scenario holds some bytes, as they are::
+
+            assert not wire.shows(b"what is in the file")
+
+        :raises ProvisionError: there were so many packets that not all were kept
+        """
+        return self.capture.shows(data)
 
     def expect(self, transport: Transport, *, since: Moment | None = None) -> Traffic:
         """Prove that all SMB went over one transport: from the capture and from counters.
