@@ -9,55 +9,37 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from smbdirect_testbed.kernel.splats import Splat
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.plugin import known_splats, markers
-from smbdirect_testbed.plugin.breakage import Breakage, suspicious, unfit
+from smbdirect_testbed.plugin import markers
 from smbdirect_testbed.plugin.collection import Collection
-from smbdirect_testbed.plugin.deadline import Deadlines, Watchdog
+from smbdirect_testbed.plugin.deadline import Deadlines
 from smbdirect_testbed.plugin.evidence import describe
-from smbdirect_testbed.plugin.failures import explain, fail, text_of
+from smbdirect_testbed.plugin.failures import text_of
 from smbdirect_testbed.plugin.fixtures import Fixtures
-from smbdirect_testbed.plugin.foundations import Became, Foundations
-from smbdirect_testbed.plugin.hang import investigate, summary
-from smbdirect_testbed.plugin.leftovers import describe_leftovers
 from smbdirect_testbed.plugin.provided import ProvidedEnvironment
 from smbdirect_testbed.plugin.publish import JUNIT, publish
 from smbdirect_testbed.plugin.pytest_args import pytest_arguments
 from smbdirect_testbed.plugin.recorder import not_run_reason
-from smbdirect_testbed.plugin.run_context import RunContext
-from smbdirect_testbed.plugin.server_crashes import describe_crashes
+from smbdirect_testbed.plugin.run_context import RunContext, State
+from smbdirect_testbed.plugin.scenario_judge import ScenarioJudge
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.usual_seconds import usual_seconds
 from smbdirect_testbed.results import results, terminal
 from smbdirect_testbed.results.record import Record
-from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
+from smbdirect_testbed.results.results import Outcome, RunResults, Verdict
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
 
 _PROVIDE = "environment::provide"
 _TEARDOWN = "environment::teardown"
-
-
-class State(Enum):
-    """How far a run is."""
-
-    COLLECTING = auto()
-    UP = auto()
-    """Scenarios run in the environment that is up."""
-    BROKEN = auto()
-    """The environment is up, but no further scenario may use it."""
-    OVER = auto()
-    """No further scenario runs."""
 
 
 class RunPlugin:
@@ -100,14 +82,10 @@ class RunPlugin:
         self._provide = provide
         self._raises = raises
         self._publishes = share is None
-        self._run_all = run_all
         self._maxfail = maxfail
         self._interrupted = interrupted
-        self._record: Record | None = None
         self._progress = progress
         self._keep = keep
-        self._state = State.COLLECTING
-        self._breakage = Breakage()
         self._environments = 0
         self._config: pytest.Config | None = None
         self._verdict: tuple[Verdict, str] | None = None
@@ -115,12 +93,8 @@ class RunPlugin:
         self._error: BaseException | None = None
         """What :meth:`main` is to raise: wrong usage, or an error of the testbed."""
         self._why_not_run = "the run stopped before"
-        self._touched = False
-        self._deadlines = Deadlines({})
-        self._watchdog = Watchdog(self._late)
         self._finished = False
-        self._hung: dict[str, str] = {}
-        self._parts: list[ScenarioResult] = []
+        self._judge = ScenarioJudge(self._context, progress, run_all=run_all)
 
     def main(
         self,
@@ -147,7 +121,7 @@ class RunPlugin:
             contextlib.redirect_stdout(nowhere),
         ):
             arguments = pytest_arguments(chosen, expression, self.results.directory / JUNIT)
-            pytest.main(arguments, plugins=[self, self._collection, *plugins])
+            pytest.main(arguments, plugins=[self, self._collection, self._judge, *plugins])
         error = self._collection.error() or self._error
         if isinstance(error, self._raises):
             self._leave_nothing()
@@ -181,10 +155,10 @@ class RunPlugin:
         if self._collection.error() or session.config.option.collectonly:
             return True
         try:
-            self._record = Record(self.results.directory)
-            self._record.begins(self.results, [item.nodeid for item in session.items])
+            record = Record(self.results.directory)
+            record.begins(self.results, [item.nodeid for item in session.items])
             self._set_up()
-            with self._watchdog:
+            with self._judge.watching(record):
                 self._run_items(session)
             self._tear_down()
         except KeyboardInterrupt:
@@ -211,25 +185,20 @@ class RunPlugin:
 
     def _run_items(self, session: pytest.Session) -> None:
         for item, following in zip(session.items, [*session.items[1:], None], strict=True):
-            if self._state is State.BROKEN:
+            if self._context.state is State.BROKEN:
                 self._replace(session)
-            if self._state is not State.UP or session.shouldfail or session.shouldstop:
+            if self._context.state is not State.UP or session.shouldfail or session.shouldstop:
                 return
-            if self._maxfail and self._foundations.failures() >= self._maxfail:
+            if self._maxfail and self._context.known_foundations.failures() >= self._maxfail:
                 why = f"the run ends after {self._maxfail} failures"
                 self._end(Verdict.FAILED, why, why)
                 return
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
-    @property
-    def _foundations(self) -> Foundations:
-        assert self._context.foundations
-        return self._context.foundations
-
     def _end(self, verdict: Verdict, reason: str, why_not_run: str) -> None:
         """No further scenario runs; the first reason for that is the run's."""
-        if self._state is not State.OVER:
-            self._state, self._why_not_run = State.OVER, why_not_run
+        if self._context.state is not State.OVER:
+            self._context.state, self._why_not_run = State.OVER, why_not_run
             self._verdict = (verdict, reason)
 
     def _set_up(self) -> None:
@@ -259,10 +228,10 @@ class RunPlugin:
                 self._end(Verdict.NOT_PROVIDED, e.message, why)
             return
         self._context.up = up
-        self._state = State.UP
+        self._context.state = State.UP
         if not again:
             self.results.facts = up.environment.facts()
-            self._deadlines = Deadlines(usual_seconds(up.environment.spec.carrier))
+            self._judge.deadlines = Deadlines(usual_seconds(up.environment.spec.carrier))
         if splats:
             self._report(id, "call", describe(splats))
 
@@ -273,14 +242,14 @@ class RunPlugin:
         with contextlib.suppress(Exception):
             session._setupstate.teardown_exact(None)
         if self._keep:
-            self._end(Verdict.FAILED, self._breakage.last, "the broken machine is kept")
+            self._end(Verdict.FAILED, self._context.breakage.last, "the broken machine is kept")
             return
         self._tear_down()
-        if why := self._breakage.too_often():
+        if why := self._context.breakage.too_often():
             self._end(Verdict.FAILED, why, why)
             return
-        self._progress.say(f"starting a fresh machine: {self._breakage.last}")
-        self._context.notes.append(f"a fresh machine was started: {self._breakage.last}")
+        self._progress.say(f"starting a fresh machine: {self._context.breakage.last}")
+        self._context.notes.append(f"a fresh machine was started: {self._context.breakage.last}")
         self._set_up()
 
     def _tear_down(self) -> None:
@@ -288,7 +257,7 @@ class RunPlugin:
         up, self._context.up = self._context.up, None
         if up is None:
             return
-        broken = self._state is State.BROKEN
+        broken = self._context.state is State.BROKEN
         try:
             if (late := up.close()) and not broken:
                 self._report(_TEARDOWN, "call", describe(late))
@@ -310,159 +279,6 @@ class RunPlugin:
             item.ihook.pytest_runtest_logreport(
                 report=pytest.TestReport(item.nodeid, item.location, {}, "skipped", said, when)
             )
-
-    # One scenario.
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        if "first_scenario_s" not in self._progress.timings:
-            self._progress.timings["first_scenario_s"] = round(self._progress.elapsed(), 3)
-        self._touched, self._parts = False, []
-        self._context.evidence.begin(item.nodeid)
-        self._watchdog.begin(item.nodeid, self._deadlines.of(item))
-        try:
-            done = yield
-        finally:
-            self._watchdog.end()
-        recorder = self._context.recorder
-        if (directory := self._context.scenario_directory(item.nodeid)).is_dir():
-            for id in (item.nodeid, *(part.id for part in self._parts)):
-                recorder.left(id, f"scenarios/{directory.name}")
-        for part in self._parts:
-            if part.outcome is Outcome.FAILED:
-                self._progress.say(terminal.line(part))
-        result = recorder.result(item.nodeid)
-        self._progress.say(terminal.line(result, self._parts))
-        self._judge_fitness(result)
-        self._note(item, result)
-        return done
-
-    def _note(self, item: pytest.Item, result: ScenarioResult) -> None:
-        """What became of a scenario, for what stands on it, and for the results of a killed run."""
-        if self._record:
-            self._record.ended([result, *self._parts])
-        failed = result.outcome is Outcome.FAILED or any(
-            part.outcome is Outcome.FAILED for part in self._parts
-        )
-        if failed:
-            broke = self._state is State.BROKEN
-            self._foundations.note(item, Became.BROKE if broke else Became.FAILED)
-        elif result.outcome in (Outcome.PASSED, Outcome.KNOWNFAIL):
-            self._foundations.note(item, Became.PASSED)
-
-    def _late(self, id: str, seconds: float) -> None:
-        """Called in another thread: a scenario did not end in time."""
-        up = self._context.up
-        if up is None:
-            return
-        environment = up.environment
-        found = investigate(environment.machines.values(), environment.hosts.values())
-        directory = self._context.scenario_directory(id)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "hang.log").write_text(found)
-        lines = [f"it did not end in {seconds:.0f} s", *summary(found), "hang.log has all of it"]
-        self._hung[id] = "\n".join(lines)
-        # Everybody who waits for the machine is told that it died, the scenario as well.
-        environment.condemn(lines[0])
-
-    def _judge_fitness(self, result: ScenarioResult) -> None:
-        """After a scenario: may the next one use the same machines?"""
-        failed = self._state is State.UP and result.outcome is Outcome.FAILED
-        if failed and (why := unfit(self._context.environment)):
-            self._break(result.id, why)
-        if self._state is State.UP and self._touched:
-            self._breakage.spared()
-        if result.outcome is Outcome.PASSED:
-            self._deadlines.took(result.id, result.seconds)
-
-    def _break(self, id: str, what: str) -> None:
-        if self._state is State.UP:
-            self._state = State.BROKEN
-            self._breakage.broke(id, what)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if reason := markers.lacking(item, self._context.environment.spec):
-            pytest.skip(reason)
-        if not self._run_all and (reason := self._foundations.broken(item)):
-            pytest.skip(not_run_reason(reason))
-        self._touched = True
-        if not markers.is_early(item):
-            # One that failed is told to those who ask for it.
-            with contextlib.suppress(TestbedError):
-                self._context.environment.wait_for_servers()
-        if self._context.up:
-            self._context.up.leftovers.begin(item)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        if call.excinfo and report.failed:
-            explain(report, item, call.excinfo)
-        if self._touched:
-            self._look(item, report)
-        return report
-
-    def _look(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        """Fail a scenario for what the kernel says or for the machine's death."""
-        directory = self._context.scenario_directory(item.nodeid)
-        evidence = self._context.evidence
-        was_broken = self._state is State.BROKEN
-        if report.when == "teardown":
-            splats = evidence.border(f"end of {item.nodeid}", directory)
-        elif report.when == "call" or report.failed:
-            splats = evidence.glance()
-        else:
-            return
-        untrusted = suspicious(splats)
-        left = []
-        if report.when == "teardown" and not was_broken:
-            left = self._context.up.leftovers.judge() if self._context.up else []
-        unknown, not_made = known_splats.expect(item, report, splats, self._context.notes)
-        evidence.excuse([s for s in splats if s not in unknown], known_splats.reason_of(item))
-        splats = unknown
-        death = evidence.death()
-        if report.when == "teardown":
-            if death and not was_broken:
-                splats += evidence.last_words(directory)
-            if directory.is_dir():
-                report.user_properties.append(("evidence", f"scenarios/{directory.name}"))
-        if death and not was_broken and (hung := self._hung.get(item.nodeid)):
-            fail(report, f"{hung}\n\n{evidence.describe(splats)}".rstrip())
-        else:
-            self._fail(report, splats, not_made, death, was_broken=was_broken)
-        if report.when == "teardown" and evidence.crashes and not death:
-            fail(report, describe_crashes(evidence.crashes))
-        if left and not death:
-            fail(report, describe_leftovers(left))
-            failed = self._context.recorder.result(item.nodeid).outcome is Outcome.FAILED
-            untrusted = untrusted or (f"it left behind {left[0]}" if failed else None)
-        if why := death or untrusted:
-            self._break(item.nodeid, why)
-
-    def _fail(
-        self,
-        report: pytest.TestReport,
-        splats: list[Splat],
-        not_made: str,
-        death: str | None,
-        *,
-        was_broken: bool,
-    ) -> None:
-        if death and not was_broken:
-            fail(report, self._context.evidence.describe_death(death, splats))
-        elif death and report.when == "teardown":
-            # Its death is the failure already; that nothing can be torn down follows from it.
-            report.outcome, report.longrepr = "passed", None
-        elif splats or not_made:
-            fail(report, self._context.evidence.describe(splats) or not_made)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        result = self._context.recorder.add(report)
-        if result.suite and report.when == "call":
-            self._parts.append(result)
 
     # The end.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smbdirect_testbed.plugin.breakage import Breakage
 from smbdirect_testbed.plugin.foundations import Foundations
 from smbdirect_testbed.plugin.recorder import Recorder
 from smbdirect_testbed.results.results import RunResults
@@ -14,6 +16,18 @@ if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
     from smbdirect_testbed.plugin.evidence import Evidence
     from smbdirect_testbed.plugin.provided import ProvidedEnvironment
+
+
+class State(Enum):
+    """How far a run is."""
+
+    COLLECTING = auto()
+    UP = auto()
+    """Scenarios run in the environment that is up."""
+    BROKEN = auto()
+    """The environment is up, but no further scenario may use it."""
+    OVER = auto()
+    """No further scenario runs."""
 
 
 @dataclass
@@ -28,6 +42,8 @@ class RunContext:
     recorder: Recorder = field(default_factory=Recorder)
     up: ProvidedEnvironment | None = None
     foundations: Foundations | None = None
+    state: State = State.COLLECTING
+    breakage: Breakage = field(default_factory=Breakage)
 
     @property
     def environment(self) -> Environment:
@@ -49,3 +65,15 @@ class RunContext:
     def scenario_directory(self, id: str) -> Path:
         """The directory for what a scenario leaves; need not exist yet."""
         return self.results.directory / "scenarios" / self.recorder.directory(id)
+
+    @property
+    def known_foundations(self) -> Foundations:
+        """Which scenario files are red; after the collection."""
+        assert self.foundations
+        return self.foundations
+
+    def broken(self, id: str, what: str) -> None:
+        """A scenario broke the machines: no further one may use them."""
+        if self.state is State.UP:
+            self.state = State.BROKEN
+            self.breakage.broke(id, what)
