@@ -116,6 +116,20 @@ def frames(path: Path) -> list[bytes]:
     return [r.frame for r in GrowingPcap(path).take()]
 
 
+def test_what_packets_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient(tmp_path, 1)
+    wire = capture(client)
+    shown = Wire(wire, wire.moment())
+    client.wire(tcp(445, b"a secret"))
+    assert shown.shows(b"a secret")
+    assert not shown.shows(b"another")
+    wire.cut(tmp_path / "slice.pcap")
+    assert not shown.shows(b"a secret")
+    monkeypatch.setattr("smbdirect_testbed.evidence.capture._LARGEST_SLICE", 0)
+    with pytest.raises(ProvisionError, match="not all packets were kept"):
+        shown.shows(b"another")
+
+
 def test_slices(tmp_path: Path) -> None:
     client = FakeClient(tmp_path, 2)
     watched = capture(client)
