@@ -176,6 +176,7 @@ class Run:
             environment = SimpleNamespace(
                 census=Counter(),
                 gone_later={},
+                servers_start=lambda: False,
                 drivers={"machine": SimpleNamespace(names=[])},
                 driver_is_loaded=True,
                 spec=spec,

@@ -113,6 +113,10 @@ class Environment:
         for kind in self.starting:
             self.server(kind)
 
+    def servers_start(self) -> bool:
+        """Whether a server from the start is still starting."""
+        return len(self.servers()) < len(self.starting)
+
     def servers(self) -> list[SmbServer]:
         """The servers from the start that run by now."""
         return [server for s in self.starting.values() if (server := s.done())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from smbdirect_testbed.config.rdma import RdmaType
@@ -62,7 +62,9 @@ class LoadedDriver:
         self._machine = machine
         self._offered = machine.shared.here / "driver"
         if machine.prepared.get(PREPARED) != built.digest:
-            machine.shared.files.put(built.directory, self._offered.name)
+            # Not the modules with lines of source: they are large, and of use here only.
+            for file in sorted(p for p in built.directory.iterdir() if p.is_file()):
+                machine.shared.files.put(file, Path(self._offered.name, file.name))
         # Not the shared directory: a machine that is to be a template must let go of that, and
         # programs have the preload library open.
         self.directory = PurePosixPath("/run/testbed-driver")

@@ -47,12 +47,14 @@ class Leftovers:
         """A scenario begins."""
         self._fixtures.learn(item)
         set_up = self._set_up()
+        if self._environment.servers_start():
+            return
         if set_up not in self._known and (now := self._census()) is not None:
             self._known[set_up] = now
 
     def judge(self) -> list[str]:
         """What a scenario left behind, a line each; what others left before is not counted."""
-        if (now := self._census()) is None:
+        if self._environment.servers_start() or (now := self._census()) is None:
             return []
         set_up = self._set_up()
         before = self._known.get(set_up, now)
@@ -66,7 +68,10 @@ class Leftovers:
         return [f"{number} {what}" for what, number in sorted(left.items())][:_MOST]
 
     def _set_up(self) -> frozenset[str]:
-        """What is there on purpose: fixtures, and servers, which may start while scenarios run."""
+        """What is there on purpose: fixtures, and servers, which start while scenarios run.
+
+        While one is starting, what it has made by then is no leftover: nothing is judged.
+        """
         servers = {f"server {server.kind}" for server in self._environment.servers()}
         return self._fixtures.set_up() | servers
 

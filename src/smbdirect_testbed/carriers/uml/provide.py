@@ -60,8 +60,11 @@ _AGENT_PORT = "/dev/ttyS0"
 _MEMORY_PLACES = (Path("/dev/shm"), Path("/run"))
 """Where this computer may have room for a machine's memory; its disks are the last resort."""
 
-_READ_BY_KERNEL = (Path("/proc/cpuinfo"), Path("/dev/null"))
+_READ_BY_KERNEL = (Path("/proc/cpuinfo"),)
 """What the kernel looks at when it starts."""
+_NULL = Path("/dev/null")
+"""What its channels without another end open for reading and writing (``null_open`` in
+``arch/um/drivers/null.c``). One that it cannot open is a console that stays silent."""
 
 
 _Parts = MachineParts[UmlProgram]
@@ -344,7 +347,7 @@ def _start(record: UmlRecord, parts: _Parts, state: UmlState, ends: _Ends, memor
 
     :param memory: the directory for the file that is its memory
     """
-    mine = (state.shared, state.scratch, state.uml, memory)
+    mine = (state.shared, state.scratch, state.uml, memory, _NULL)
     seen = (state.sees,) if state.sees else ()
     reads = (parts.kernel.binary, parts.image.root, *_READ_BY_KERNEL, *seen)
     with state.console.open("ab") as console, _refusal_named(parts.kernel.binary):
