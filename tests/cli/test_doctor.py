@@ -138,6 +138,16 @@ def test_one_carrier_is_enough(vm: Trial, uml: Trial, expected: list[Status]) ->
     assert [c.detail for c in checks] == [vm.found, uml.found]
 
 
+def test_a_fix_does_not_lead_back_to_doctor() -> None:
+    vm = Trial(False, "libvirt refused", "see smbdirect-testbed doctor")
+    uml = Trial(False, "slirp4netns did not start")
+    assert {c.fix for c in doctor.check_carriers(vm, uml)} == {
+        "see what is missing above; one of the two has to work"
+    }
+    alone = next(doctor.check_carriers(vm, WORKS))
+    assert alone.fix.endswith("runs go on with User Mode Linux")
+
+
 def test_what_a_run_would_start_is_started() -> None:
     tried = try_vm()
     assert (tried.works, tried.hint) == (True, "")

@@ -90,7 +90,7 @@ def test_without_any_carrier_both_reasons_are_given(box: Container, without: Any
     done = box.run(f"{_RUN} {_SCENARIO}")
     assert done.status == 3
     assert done.last_line.startswith("not provided: no carrier works here: uml-rxe: slirp4netns")
-    assert "libvirt could not start the machine" in done.last_line
+    assert "; rxe: libvirt could not start the machine" in done.last_line
     doctor = box.run(".venv/bin/smbdirect-testbed doctor")
     assert doctor.status == 3
     assert doctor.last_line == "cannot run: virtual machine, User Mode Linux"

@@ -111,7 +111,8 @@ def test_what_all_parts_say_is_shown_once(
             raise ProvisionError("libvirt refused")
         progress.say(f"FAIL environment::provide 0.{share.number} s: libvirt refused")
         progress.say(f"FAIL t{share.number}.py::t 1.0 s")
-        provide = ScenarioResult("environment::provide", Outcome.FAILED, message="libvirt refused")
+        message = f"libvirt refused\n02:38:2{share.number}: {os.getpid()}: info"
+        provide = ScenarioResult("environment::provide", Outcome.FAILED, message=message)
         found = _part(Outcome.NOT_RUN, Verdict.NOT_PROVIDED)(share, directory)
         return dataclasses.replace(found, scenarios=[provide, *found.scenarios])
 

@@ -109,20 +109,20 @@ def test_a_kernel_that_is_under_test_is_not_replaced(tmp_path: Path) -> None:
 def test_both_reasons_are_given() -> None:
     attempt = Attempt(before="rxe: libvirt refused")
     error = CarrierFailed("no place for memory", hint="make room", detail="more")
-    with pytest.raises(ProvisionError) as raised, attempt.of(failing(error)):
+    with pytest.raises(ProvisionError) as raised, attempt.of("uml-rxe", failing(error)):
         pass
     assert raised.value.message == (
-        "no carrier works here: rxe: libvirt refused; no place for memory"
+        "no carrier works here: rxe: libvirt refused; uml-rxe: no place for memory"
     )
     assert (raised.value.hint, raised.value.detail) == ("make room", "more")
-    with pytest.raises(CarrierFailed), ONLY.of(failing(error)):
+    with pytest.raises(CarrierFailed), ONLY.of("rxe", failing(error)):
         pass
 
 
 def test_what_fails_later_is_not_the_carriers() -> None:
     with (
         pytest.raises(ProvisionError, match=r"^a scenario's$"),
-        Attempt(before="rxe: libvirt refused").of(_nothing()),
+        Attempt(before="rxe: libvirt refused").of("uml-rxe", _nothing()),
     ):
         raise ProvisionError("a scenario's")
 

@@ -124,7 +124,10 @@ def check_carriers(vm: Trial, uml: Trial) -> Iterator[Check]:
             yield Check(name, Status.OK, tried.found)
         else:
             dead_end = other.works is False
-            fix = tried.hint or f"none needed: runs go on with {instead}"
+            go_on = "one of the two has to work" if dead_end else f"runs go on with {instead}"
+            # The errors of a run lead here.
+            fix = tried.hint if "doctor" not in tried.hint else ""
+            fix = fix or f"see what is missing above; {go_on}"
             yield Check(name, Status.FAIL if dead_end else Status.WARN, tried.found, fix)
 
 

@@ -100,8 +100,11 @@ def merged(directory: Path, parts: Sequence[RunResults], seconds: float) -> RunR
 
 
 def _once(scenarios: Sequence[ScenarioResult]) -> list[ScenarioResult]:
-    """The scenarios; what several parts say of their environments in the same words, only once."""
-    found = {(s.id, s.outcome, s.message): s for s in reversed(scenarios)}
+    """The scenarios; what several parts say of their environments in the same words, only once.
+
+    Their details differ by the time and by process numbers.
+    """
+    found = {(s.id, s.outcome, s.summary): s for s in reversed(scenarios)}
     return list(reversed(found.values()))
 
 

@@ -38,8 +38,11 @@ class Attempt:
         return [f"no machine could be started in {self.before}"] if self.before else []
 
     @contextmanager
-    def of(self, context: AbstractContextManager[T]) -> Iterator[T]:
-        """The context; if entering it fails, the error has the earlier reason, too."""
+    def of(self, name: str, context: AbstractContextManager[T]) -> Iterator[T]:
+        """The context; if entering it fails, the error has the earlier reason, too.
+
+        :param name: of the environment
+        """
         with ExitStack() as stack:
             try:
                 value = stack.enter_context(context)
@@ -49,7 +52,7 @@ class Attempt:
                 if not self.before:
                     raise
                 raise ProvisionError(
-                    f"no carrier works here: {self.before}; {e.message}",
+                    f"no carrier works here: {self.before}; {name}: {e.message}",
                     hint=e.hint,
                     detail=e.detail,
                 ) from e

@@ -219,7 +219,7 @@ def run_scenarios(
         with ExitStack() as stack:
             # Left last: an interrupted run does not wait for ever for what it provided.
             exits = stack.enter_context(ExitsSoon())
-            first = attempt.of(failing(unmade) if unmade else environment(name))
+            first = attempt.of(spec.name, failing(unmade) if unmade else environment(name))
             background = stack.enter_context(Background(first, at_once=at_once))
             following = itertools.chain([background.use()], (environment(n) for n in names))
             # While this is imported and looks for scenarios, a machine can boot.
