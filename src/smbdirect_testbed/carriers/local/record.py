@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def remove_record(record: LocalRecord) -> None:
     """Forget the machine."""
     process_note(record).unlink(missing_ok=True)
     RECORD.unlink(missing_ok=True)
+    with suppress(OSError):
+        RECORD.parent.rmdir()
 
 
 def _is_ours(directory: Path) -> bool:
