@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from tests.helpers.other_user import OtherUser, needs_root, other_user
@@ -137,7 +138,8 @@ def test_a_name_in_tmp_that_another_has_taken(
 
 def test_memory_is_the_machines_alone(victim: OtherUser, hostile: OtherUser) -> None:
     def make() -> Path:
-        place = provide._own_place(1, UmlState(victim.home / "machine"))
+        record = provide.UmlRecord("m", uuid4())
+        place = provide._own_place(record, 1, UmlState(victim.home / "machine"))
         _open.append(place)
         own = place.__enter__()
         (own / "memory").write_text("x")

@@ -67,10 +67,29 @@ def test_a_kernel_that_may_not_be_run_is_named(tmp_path: Path) -> None:
 
 def test_memory_has_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provide, "_memory_places", lambda _: (tmp_path,))
-    with provide._own_place(1, UmlState(tmp_path)) as own:
+    record = UmlRecord("m", uuid4())
+    with provide._own_place(record, 1, UmlState(tmp_path)) as own:
         assert own.parent == tmp_path
         assert own.stat().st_mode & 0o777 == 0o700
     assert not own.exists()
+
+
+def test_what_a_killed_start_leaves_of_memory_goes_with_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, directory = tmp_path / "shm", tmp_path / "machine"
+    place.mkdir()
+    monkeypatch.setattr(provide, "_memory_places", lambda _: (place,))
+    state = UmlState(directory)
+    state.make()
+    record = UmlRecord("m", uuid4())
+    state.write_uml_record(record)
+    # As if who started it had been killed within the context.
+    never_left = provide._own_place(record, 1, state)
+    never_left.__enter__()
+    assert list(place.iterdir())
+    assert provide.destroy_uml(directory)
+    assert not list(place.iterdir())
 
 
 def test_the_machine_sees_its_shared_directory_alone() -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -220,6 +219,9 @@ def destroy_uml(directory: Path) -> bool:
         return False
     SshChannel(state.ssh).close()
     end_processes(_identity(state, record))
+    for place in _memory_places(state):
+        # It is there if who started the machine was killed meanwhile.
+        shutil.rmtree(place / _own_name(record), ignore_errors=True)
     state.remove()
     return True
 
@@ -251,7 +253,7 @@ def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
         partial(UntrustedDirectory(state.shared).put, parts.kernel.modules, "modules"),
     )
     ours, its = socket.socketpair()
-    with its, slirp.connect() as network, _own_place(parts.spec.memory, state) as memory:
+    with its, slirp.connect() as network, _own_place(record, parts.spec.memory, state) as memory:
         ends = _Ends(its.fileno(), ours.fileno(), network.fileno())
         _start(record, parts, state, ends, memory)
         machine = UmlMachine(state, record, open_process(_identity(state, record)))
@@ -393,7 +395,7 @@ def _memory_places(state: UmlState) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _own_place(memory: int, state: UmlState) -> Iterator[Path]:
+def _own_place(record: UmlRecord, memory: int, state: UmlState) -> Iterator[Path]:
     """A directory for the file of the machine's memory, which has no name there.
 
     It is the machine's alone, and goes at the end of the context, when the file is open.
@@ -401,12 +403,16 @@ def _own_place(memory: int, state: UmlState) -> Iterator[Path]:
     :param memory: MiB
     :raises ProvisionError: there is no place for it
     """
-    there = require_place(memory, state)
-    own = Path(tempfile.mkdtemp(prefix="smbdirect-testbed-", dir=there))
+    own = require_place(memory, state) / _own_name(record)
+    own.mkdir(mode=0o700)
     try:
         yield own
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _own_name(record: UmlRecord) -> str:
+    return f"smbdirect-testbed-{record.uuid.hex}"
 
 
 def _forward(slirp: Slirp, wanted: int) -> int:
