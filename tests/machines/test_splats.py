@@ -30,7 +30,7 @@ from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.kernel_log import KernelLog
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.thorough]
 
 _SOURCE = Path(__file__).with_name("splat")
 _MAKE = "/sys/module/splat/parameters/make"
