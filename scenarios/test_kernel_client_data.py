@@ -48,7 +48,8 @@ _SECRET = b"this is for the two of us alone "
 _ROUNDS = 2
 _LEAKED_KB = 600
 """What is more than noise, after ``_ROUNDS`` of two thousand messages."""
-_OPTIONS = "vers=3.1.1,cache=strict"
+_OPTIONS = "cache=strict"
+_VERSION = "vers=3.1.1"
 
 
 class Share:
@@ -80,8 +81,8 @@ class Share:
 
 
 @contextmanager
-def _share(client: Host, ksmbd: Ksmbd, options: str = "") -> Iterator[Share]:
-    all_options = ",".join([_OPTIONS, *([options] if options else [])])
+def _share(client: Host, ksmbd: Ksmbd, *options: str, version: str = "3.1.1") -> Iterator[Share]:
+    all_options = ",".join([f"vers={version}", _OPTIONS, *options])
     with mounted(client, ksmbd, Transport.SMBDIRECT, options=all_options) as mount:
         yield Share(client, ksmbd, mount)
 
@@ -111,11 +112,18 @@ def test_signed(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
     wire.expect(Transport.SMBDIRECT)
 
 
+def test_old_version(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
+    """In SMB 3.0, the client itself takes back what it registered, and not the server for it."""
+    with _share(client, ksmbd, version="3.0") as share:
+        _both_ways(share, [_THRESHOLD, 65537])
+    wire.expect(Transport.SMBDIRECT)
+
+
 @pytest.mark.thorough
 def test_many_at_once(client: Host, ksmbd: Ksmbd, wire: Wire) -> None:
     """More transfers than a connection has registrations, and, signed, than it has credits."""
-    for options in ("", "sign"):
-        with _share(client, ksmbd, options) as share:
+    for options in ([], ["sign"]):
+        with _share(client, ksmbd, *options) as share:
             several = ["--threads", _TOGETHER, "--sizes", 64 << 10]
             assert share.here("together", "many", *several) == {}
             share.remove("many-*")
@@ -130,7 +138,9 @@ def test_sealed(client: Host, ksmbd: Ksmbd, wire: Wire, scenario_log: Path) -> N
     client.run(["sh", "-c", 'cat >"$0"', str(here)], input=secret.read_bytes())
     sizes = f"rsize={_SEALED_SIZE},wsize={_SEALED_SIZE}"
     for options, in_clear in ((f"seal,{sizes}", False), (sizes, True)):
-        with mounted(client, ksmbd, Transport.SMBDIRECT, options=f"{_OPTIONS},{options}") as mount:
+        with mounted(
+            client, ksmbd, Transport.SMBDIRECT, options=f"{_VERSION},{_OPTIONS},{options}"
+        ) as mount:
             copy = ["dd", "bs=64k", f"if={here}", f"of={mount}/secret", "oflag=direct"]
             client.run(copy, timeout=60)
             back = ["dd", "bs=64k", f"if={mount}/secret", "iflag=direct", "of=/dev/null"]
@@ -146,7 +156,7 @@ def test_sealed(client: Host, ksmbd: Ksmbd, wire: Wire, scenario_log: Path) -> N
 @pytest.mark.thorough
 def test_rdma_is_announced(client: Host, ksmbd: Ksmbd) -> None:
     """A client that asks for several channels is told that the server's interface can do RDMA."""
-    options = f"{_OPTIONS},multichannel,max_channels=2"
+    options = f"{_VERSION},{_OPTIONS},multichannel,max_channels=2"
     with mounted(client, ksmbd, Transport.SMBDIRECT, options=options):
         told = client.run(["cat", "/proc/fs/cifs/DebugData"]).stdout
     address = re.escape(str(ksmbd.host.end_towards(client).ipv4.ip))
@@ -172,7 +182,7 @@ def test_memory(client: Host, ksmbd: Ksmbd, scenario_log: Path) -> None:
 
     def use() -> list[int]:
         for options in ("sign", ""):
-            where = f"{_OPTIONS},{options}".rstrip(",")
+            where = f"{_VERSION},{_OPTIONS},{options}".rstrip(",")
             with mounted(client, ksmbd, Transport.SMBDIRECT, options=where) as mount:
                 copy("/dev/zero", mount / "memory", "oflag=direct")
                 copy(mount / "memory", "/dev/null", "iflag=direct")
