@@ -7,11 +7,12 @@ must be in it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import mmap
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ _BEFORE_BORDER = 1000
 
 def content(name: str, size: int, seed: int) -> bytes:
     return random.Random(f"{name} {seed}").randbytes(size)
+
+
+def _kinds(options: argparse.Namespace) -> Iterator[tuple[str, int, bool]]:
+    """Each file's name, its size, and whether it passes by the page cache."""
+    for kind, size in itertools.product(("cached", "direct"), options.sizes):
+        yield f"{options.name}-{kind}-{size}", size, kind == "direct" and options.mounted
 
 
 def _memory(size: int) -> memoryview:
@@ -68,26 +75,25 @@ def difference(wanted: bytes, got: bytes) -> str:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Write a file of each size."""
-    for size in options.sizes:
-        name = f"{options.name}-{size}"
-        data = content(name, size, options.seed)
-        write(options.directory / name, data, direct=options.direct)
+    """Write two files of each size, one through the page cache."""
+    for name, size, direct in _kinds(options):
+        write(options.directory / name, content(name, size, options.seed), direct=direct)
 
 
 def verify(options: argparse.Namespace) -> dict[str, str]:
-    """Read a file of each size; say what is wrong, by name."""
+    """Read them, one of each size through the page cache; say what is wrong, by name."""
     wrong = {}
-    for size in options.sizes:
-        name = f"{options.name}-{size}"
+    for name, size, direct in _kinds(options):
         wanted = content(name, size, options.seed)
-        if said := difference(wanted, read(options.directory / name, size, direct=options.direct)):
+        if said := difference(wanted, read(options.directory / name, size, direct=direct)):
             wrong[name] = said
     return wrong
 
 
 def together(options: argparse.Namespace) -> dict[str, str]:
     """Write and read one file in each of many threads, all at once."""
+    # Only here, for its import takes as long as the rest.
+    from concurrent.futures import ThreadPoolExecutor
 
     def work(number: int, size: int) -> tuple[str, str]:
         name = f"{options.name}-{number}"
@@ -101,22 +107,16 @@ def together(options: argparse.Namespace) -> dict[str, str]:
         return {name: wrong for name, wrong in said if wrong}
 
 
-def remove(options: argparse.Namespace) -> None:
-    """Remove what there is."""
-    for file in options.directory.glob(f"{options.name}-*"):
-        file.unlink()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    for do in (make, verify, together, remove):
+    for do in (make, verify, together):
         action = actions.add_parser(do.__name__, help=do.__doc__)
         action.add_argument("directory", type=Path)
         action.add_argument("name")
         action.add_argument("--sizes", type=int, nargs="+", default=[1 << 20])
         action.add_argument("--seed", type=int, default=0)
-        action.add_argument("--direct", action="store_true")
+        action.add_argument("--mounted", action="store_true", help="where one can pass by it")
         action.add_argument("--threads", type=int, default=1)
         action.set_defaults(do=do)
     options = parser.parse_args()
