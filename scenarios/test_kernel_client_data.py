@@ -49,7 +49,6 @@ _ROUNDS = 2
 _LEAKED_KB = 600
 """What is more than noise, after ``_ROUNDS`` of two thousand messages."""
 _OPTIONS = "cache=strict"
-_VERSION = "vers=3.1.1"
 
 
 class Share:
@@ -80,10 +79,14 @@ class Share:
         return said
 
 
+def _mount_options(*options: str, version: str = "3.1.1") -> str:
+    return ",".join([f"vers={version}", _OPTIONS, *options])
+
+
 @contextmanager
 def _share(client: Host, ksmbd: Ksmbd, *options: str, version: str = "3.1.1") -> Iterator[Share]:
-    all_options = ",".join([f"vers={version}", _OPTIONS, *options])
-    with mounted(client, ksmbd, Transport.SMBDIRECT, options=all_options) as mount:
+    chosen = _mount_options(*options, version=version)
+    with mounted(client, ksmbd, Transport.SMBDIRECT, options=chosen) as mount:
         yield Share(client, ksmbd, mount)
 
 
@@ -137,10 +140,9 @@ def test_sealed(client: Host, ksmbd: Ksmbd, wire: Wire, scenario_log: Path) -> N
     here = PurePosixPath("/run/kernel-client-secret")
     client.run(["sh", "-c", 'cat >"$0"', str(here)], input=secret.read_bytes())
     sizes = f"rsize={_SEALED_SIZE},wsize={_SEALED_SIZE}"
-    for options, in_clear in ((f"seal,{sizes}", False), (sizes, True)):
-        with mounted(
-            client, ksmbd, Transport.SMBDIRECT, options=f"{_VERSION},{_OPTIONS},{options}"
-        ) as mount:
+    for options, in_clear in ((["seal", sizes], False), ([sizes], True)):
+        chosen = _mount_options(*options)
+        with mounted(client, ksmbd, Transport.SMBDIRECT, options=chosen) as mount:
             copy = ["dd", "bs=64k", f"if={here}", f"of={mount}/secret", "oflag=direct"]
             client.run(copy, timeout=60)
             back = ["dd", "bs=64k", f"if={mount}/secret", "iflag=direct", "of=/dev/null"]
@@ -156,7 +158,7 @@ def test_sealed(client: Host, ksmbd: Ksmbd, wire: Wire, scenario_log: Path) -> N
 @pytest.mark.thorough
 def test_rdma_is_announced(client: Host, ksmbd: Ksmbd) -> None:
     """A client that asks for several channels is told that the server's interface can do RDMA."""
-    options = f"{_VERSION},{_OPTIONS},multichannel,max_channels=2"
+    options = _mount_options("multichannel", "max_channels=2")
     with mounted(client, ksmbd, Transport.SMBDIRECT, options=options):
         told = client.run(["cat", "/proc/fs/cifs/DebugData"]).stdout
     address = re.escape(str(ksmbd.host.end_towards(client).ipv4.ip))
@@ -181,9 +183,9 @@ def test_memory(client: Host, ksmbd: Ksmbd, scenario_log: Path) -> None:
         client.run(copy, timeout=60)
 
     def use() -> list[int]:
-        for options in ("sign", ""):
-            where = f"{_VERSION},{_OPTIONS},{options}".rstrip(",")
-            with mounted(client, ksmbd, Transport.SMBDIRECT, options=where) as mount:
+        for options in (["sign"], []):
+            chosen = _mount_options(*options)
+            with mounted(client, ksmbd, Transport.SMBDIRECT, options=chosen) as mount:
                 copy("/dev/zero", mount / "memory", "oflag=direct")
                 copy(mount / "memory", "/dev/null", "iflag=direct")
         ksmbd.host.run(["rm", str(ksmbd.share_directory / "memory")])

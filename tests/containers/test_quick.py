@@ -139,6 +139,8 @@ def test_a_read_only_home_is_named(meagre: Container) -> None:
 
 @pytest.mark.parametrize("environment", ["rxe", "uml-rxe"])
 def test_a_meagre_container(meagre: Container, environment: str) -> None:
+    # Some engines write it there.
+    meagre.run("sed /unresolvable/d /etc/hosts >/run/hosts && cat /run/hosts >/etc/hosts")
     assert meagre.run("getent hosts unresolvable || ip -6 address").output == ""
     state = {"SMBDIRECT_TESTBED_STATE": "/var/lib/testbed"}
     done = meagre.run(f"{_RUN} {environment} {_SCENARIO}", environment=state)

@@ -51,6 +51,35 @@ def test_files_come_and_go(shared: UntrustedDirectory, tmp_path: Path) -> None:
         shared.read("a/b", most=1)
 
 
+def test_threads_put_the_same_file(shared: UntrustedDirectory, tmp_path: Path) -> None:
+    """The file is whole at all times, and nothing else is left."""
+    source = tmp_path / "program.py"
+    source.write_bytes(b"x" * (1 << 16))
+    failures: list[BaseException] = []
+
+    def put() -> None:
+        try:
+            for _ in range(50):
+                shared.put(source, source.name)
+                assert shared.read(source.name, most=1 << 16) == source.read_bytes()
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert shared.names() == [source.name]
+
+
+def test_a_file_takes_the_place_of_a_directory(shared: UntrustedDirectory, precious: Path) -> None:
+    shared.write("key/x", "text")
+    shared.put(precious, "key")
+    assert shared.read("key", most=7) == b"private"
+
+
 def test_too_large_a_file_is_not_read(shared: UntrustedDirectory) -> None:
     with (shared.top / "large").open("wb") as file:
         file.truncate(1 << 40)

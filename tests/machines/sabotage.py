@@ -90,14 +90,17 @@ SABOTAGE: dict[str, Callable[[Environment], None]] = {
 
 
 class Saboteur:
-    """Breaks the environment once it is there, before the first scenario."""
+    """Breaks the first environment once it is there, before the first scenario."""
 
     def __init__(self, act: Callable[[Environment], None]) -> None:
         self._act = act
+        self._done = False
 
     @pytest.fixture(scope="session", autouse=True)
     def sabotage(self, environment: Environment) -> None:
-        self._act(environment)
+        if not self._done:
+            self._done = True
+            self._act(environment)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_a_run_tells_which_machine_died_and_its_results_are_complete(
     counts = outcome.record["counts"]
     assert sum(counts.values()) == len(outcome.cases()) == 9
     assert counts["failed"] == 1
-    assert counts["not run"] >= 5
+    assert counts["passed"] == 8
 
 
 @pytest.mark.parametrize("name", ["siw", "rxe-two-machines"])

@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -209,13 +210,20 @@ class UntrustedDirectory:
     def _put(self, source: Path, above: int, name: str, whole: Name) -> None:
         found = source.stat()
         if not stat.S_ISDIR(found.st_mode):
-            with (
-                source.open("rb") as original,
-                os.fdopen(self._create(above, name, stat.S_IMODE(found.st_mode)), "wb") as copy,
-            ):
-                shutil.copyfileobj(original, copy, _CHUNK)
-                copy.flush()
-                os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+            # Several threads may put the same file; it is whole at all times.
+            new = f".{name}.{uuid.uuid4().hex}"
+            try:
+                with (
+                    source.open("rb") as original,
+                    os.fdopen(self._create(above, new, stat.S_IMODE(found.st_mode)), "wb") as copy,
+                ):
+                    shutil.copyfileobj(original, copy, _CHUNK)
+                    copy.flush()
+                    os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+                _replace(above, new, name)
+            except BaseException:
+                _remove(above, new)
+                raise
             return
         directory = self._open_directory(above, name, whole, mode=0o755)
         try:
@@ -258,6 +266,15 @@ class UntrustedDirectory:
             f"{self.top / name} is a link, or leads through one, or is no regular file",
             hint="the machine or the build made it so: do not trust the code under test",
         )
+
+
+def _replace(above: int, new: str, name: str) -> None:
+    """Give a file another name, in place of what has it."""
+    try:
+        os.rename(new, name, src_dir_fd=above, dst_dir_fd=above)
+    except IsADirectoryError:
+        _remove(above, name)
+        os.rename(new, name, src_dir_fd=above, dst_dir_fd=above)
 
 
 def _remove(above: int, name: str) -> None:

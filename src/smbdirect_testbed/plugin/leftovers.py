@@ -21,6 +21,7 @@ for 10 s."""
 _INTERVAL = 0.1
 _PASSIVE = {
     *("environment", "server", "client", "driver", "smbd", "smbclient", "_provenance"),
+    *("_leak_detectors", "_leaks_of_a_file"),
     *("pytestconfig", "record_testsuite_property", "tmp_path_factory"),
 }
 """Fixtures of the plugin, and of pytest, that make nothing in a machine."""
