@@ -154,6 +154,21 @@ def test_some_tests_of_a_suite(torture_run: Run) -> None:
     assert torture_run.json()["notes"] == []
 
 
+def test_crowded_tests_run_at_the_very_end(torture_run: Run) -> None:
+    torture_run.write(TORTURE.replace("SMBDIRECT)", "TCP, crowded=['rw2'])"))
+    assert torture_run.main() is ExitStatus.PASSED
+    ran = [c[c.index("--fullname") + 1 :] for c in torture_run.commands if "--list" not in c]
+    assert ran[1:] == [["smb2.rw.invalid"], ["smb2.rw.rw2"]]
+    assert "smb2.rw.rw1" in ran[0]
+
+
+def test_a_crowded_test_that_the_suite_does_not_have(torture_run: Run) -> None:
+    torture_run.write(TORTURE.replace("SMBDIRECT)", "TCP, crowded=['pigeon'])"))
+    assert torture_run.main() is ExitStatus.FAILED
+    message = torture_run.scenario("test_suite[smb2.rw]")["message"]
+    assert "not all that are crowded are tests of smb2.rw: ['pigeon']" in message
+
+
 def test_fewer_tests_of_a_suite_than_asked_for(torture_run: Run) -> None:
     asked = TORTURE.replace("SMBDIRECT)", "TCP, tests=['rw1', 'rw2', 'rw3'])")
     torture_run.write(asked)
