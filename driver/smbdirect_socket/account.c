@@ -39,8 +39,8 @@ static atomic_long_t sdsock_users_bytes;
 static long sdsock_user_limit, sdsock_netns_limit, sdsock_users_limit;
 
 /*
- * Who pays. A user may have many ids in user namespaces of his own: there it is
- * whoever made the outermost. Those that the administrator made, for containers,
+ * Who pays. A user may have many ids in user namespaces of his own: there the
+ * user pays who made the outermost. Those that the administrator made, for containers,
  * have ids of their own.
  */
 static kuid_t sdsock_payer(void)
@@ -86,7 +86,7 @@ int sdsock_open_account(struct sdsock *ss)
 	return account ? 0 : -ENOMEM;
 }
 
-/* Who listens pays for what is accepted, whoever does that. */
+/* The listening user pays for what is accepted, also when another accepts it. */
 void sdsock_share_account(struct sdsock *ss, const struct sdsock *listener)
 {
 	mutex_lock(&sdsock_accounts_lock);

@@ -1,7 +1,7 @@
 """Files of known content, written and read in one directory: the data paths of a mounted share.
 
-What a file of some size holds follows from its name and a seed, so that whoever reads it knows what
-must be in it.
+What a file of some size holds follows from its name and a seed, so that its reader knows what must
+be in it.
 """
 
 from __future__ import annotations

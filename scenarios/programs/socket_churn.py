@@ -1,4 +1,4 @@
-"""Connections that come and go, processes that are killed, and a module that is loaded anew.
+"""Connections that come and go, processes that are killed, and a module that is loaded again.
 
 Runs in a machine as root, with its plain Python; its processes enter the hosts' network
 namespaces. Prints one line of JSON; :func:`leaks` says what it means for memory.

@@ -272,10 +272,10 @@ def queue_pairs(space: str) -> list[tuple[str, str]]:
 
 
 def revive() -> list[str]:
-    """Make those devices anew that cannot send a connection request any more.
+    """Replace those devices that cannot send a connection request any more.
 
-    rxe 7.3 breaks a device's queue pair for management messages when it has no route for one: no
-    connection is made by it after that, whoever asks.
+    rxe 7.3 breaks a device's queue pair for management messages when it has no route for one: after
+    that, it makes no connection for anybody.
     """
     broken = [s for s in (_NEAR, _FAR) if ("GSI", "RTS") not in queue_pairs(s)]
     for space in broken:

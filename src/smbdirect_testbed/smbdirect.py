@@ -293,9 +293,9 @@ def rdma_register(
 def rdma_deregister(sock: socket.socket, registration: Registration) -> None:
     """End the peer's access to a registration; when it returns, the memory is ours alone.
 
-    The end of the connection ends all registrations; that this happened is no error.
+    The end of the connection ends all registrations; that this happened is no error. After any
+    other error the memory still belongs to the peer as well, and the call can be repeated.
     """
-    registration._open = False
     # A closed socket's connection is ended, too.
     for descriptor in registration.descriptors if sock.fileno() >= 0 else ():
         try:
@@ -303,6 +303,7 @@ def rdma_deregister(sock: socket.socket, registration: Registration) -> None:
         except OSError as e:
             if e.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ENOENT, errno.EBADF):
                 raise
+    registration._open = False
     registration._buffer = memoryview(b"")
 
 

@@ -51,7 +51,7 @@ _PAUSE = 0.0002
 """Seconds between two looks at what the device has done."""
 _SENDING = 1 << 17
 _LONG = 0.05
-"""Seconds after which whoever waits for the device looks whether the connection is still there."""
+"""Seconds after which a wait for the device looks whether the connection is still there."""
 
 
 _kept: list[Peer] = []

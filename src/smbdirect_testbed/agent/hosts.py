@@ -145,7 +145,7 @@ class Hosts:
 
         An RDMA link outlives nothing: removed after its namespace, it would be left behind.
         """
-        # One after the other: whoever lists links while others go does not see all of them.
+        # One after the other: a list of links that is made while some go does not have all of them.
         while self.rdma_links:
             host, name = self.rdma_links.pop()
             self._in_stack(host, partial(nldev.remove_link, name))

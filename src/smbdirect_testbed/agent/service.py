@@ -162,7 +162,7 @@ class Agent:
 
 
 def _parsed(request: str) -> dict[str, Any]:
-    # A literal, from whoever has any command run here that he likes.
+    # A literal, from a client that may run any command here anyway.
     parsed: dict[str, Any] = eval(request, {"__builtins__": {}})
     return parsed
 

@@ -1,4 +1,4 @@
-"""What this computer has and lacks, as values: what was found, and how to mend it."""
+"""What this computer has and lacks, as values: what was found, and what to do about it."""
 
 from __future__ import annotations
 

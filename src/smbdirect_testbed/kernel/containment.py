@@ -1,4 +1,4 @@
-"""What keeps a build to its own files, whoever starts it.
+"""What keeps a build to its own files, also when root starts it.
 
 A tree's Makefiles are programs of somebody else's. They see a system with a compiler, read only,
 and write to their work directory and to ``/tmp``; they have no network, no capabilities and no

@@ -140,7 +140,7 @@ def read_tree(tree: Path, record: Path) -> Snapshot:
 def require_inside(tree: Path, file: Path) -> None:
     """Raise UsageError if a file of a tree is elsewhere, and only a link is in the tree.
 
-    Otherwise whoever made the tree would have a build read the files of who builds it.
+    Otherwise the author of the tree could have a build read files of the user who builds it.
     """
     if not file.resolve().is_relative_to(tree.resolve()):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Programs that are confined to their own files, whoever starts them, and without a privilege.
+"""Programs that are confined to their own files, for any user, and without a privilege.
 
 A kernel under test that runs as a program can do all that its user can. Namespaces would keep it
 from that, and containers do not permit to make any by default. Three things need no permission:

@@ -38,7 +38,7 @@ _SOONEST, _QUICKEST = "rxe", "uml-rxe"
 
 
 def default_environment(tree: Path | None = None) -> str:
-    """The environment of whoever names none: the one with the soonest verdict.
+    """The environment of a run that names none: the one with the soonest verdict.
 
     Without KVM, scenarios take a third of the time in User Mode Linux; but to build that takes
     longer than the emulated machines need for all of them.
