@@ -167,16 +167,10 @@ def test_rdma_is_announced(client: Host, ksmbd: Ksmbd) -> None:
     assert "rdma" in interface[1].split()
 
 
-def _unreclaimable(host: Host) -> int:
-    """Kilobytes of the kernel's memory that no shortage gives back."""
-    lines = dict(line.split(":") for line in host.run(["cat", "/proc/meminfo"]).stdout.splitlines())
-    return sum(int(lines[name].split()[0]) for name in ("SUnreclaim", "VmallocUsed"))
-
-
 @pytest.mark.thorough
 def test_memory(client: Host, ksmbd: Ksmbd, scenario_log: Path) -> None:
     """Thousands of messages and some transfers, and there is as much memory as before."""
-    machines = {host.machine: host for host in (client, ksmbd.host)}
+    machines = {client.machine, ksmbd.host.machine}
 
     def copy(source: object, target: object, *options: str) -> None:
         copy = ["dd", f"if={source}", f"of={target}", "bs=1M", "count=2", *options]
@@ -189,7 +183,7 @@ def test_memory(client: Host, ksmbd: Ksmbd, scenario_log: Path) -> None:
                 copy("/dev/zero", mount / "memory", "oflag=direct")
                 copy(mount / "memory", "/dev/null", "iflag=direct")
         ksmbd.host.run(["rm", str(ksmbd.share_directory / "memory")])
-        return [_unreclaimable(host) for host in machines.values()]
+        return [machine.unreclaimable_memory() >> 10 for machine in machines]
 
     used = [use() for _ in range(1 + _ROUNDS)]
     (scenario_log / "memory.log").write_text("".join(f"{kilobytes} kB\n" for kilobytes in used))

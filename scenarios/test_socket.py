@@ -20,6 +20,10 @@ _STYLES = ["blocking", "epoll"]
 _PORTS = {"blocking": 5450, "epoll": 5451, "hangup": 5452}
 _NOBODYS_PORT = 5459
 _HANG_UP_AFTER = 3 << 20
+_MESSAGES = 1000
+_ROUNDS = 2
+_LEAKED = 128 * _MESSAGES * _ROUNDS
+"""Bytes: more than noise, and less than 256 for each message of one direction."""
 _ADDRESS_TIMEOUT = 5
 """Seconds that the kernel's connection manager gives the resolution of an address."""
 
@@ -84,6 +88,23 @@ def test_echo(echo: EchoServers, wire: Wire, style: str, *, ipv6: bool) -> None:
         assert seen["received"] == seen["sent"]
         assert size == "1" or len(set(seen["sent"])) == _COUNT
     wire.expect(Transport.SMBDIRECT)
+
+
+def test_messages_leave_no_memory_behind(
+    echo: EchoServers, client: Host, server: Host, scenario_log: Path
+) -> None:
+    """Thousands of small messages, and the kernel has as much memory in use as before."""
+    machines = {client.machine, server.machine}
+
+    def use() -> list[int]:
+        options = ["--style", "blocking", "--count", _MESSAGES, "--sizes", 1]
+        echo.do("call", _PORTS["blocking"], *options)
+        return [machine.unreclaimable_memory() for machine in machines]
+
+    used = [use() for _ in range(1 + _ROUNDS)]
+    (scenario_log / "memory.log").write_text("".join(f"{in_use}\n" for in_use in used))
+    grown = [after - before for before, after in zip(used[0], used[-1], strict=True)]
+    assert max(grown) < _LEAKED, f"{grown} bytes more than after the first round"
 
 
 def test_refused_port(echo: EchoServers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -38,6 +39,13 @@ def test_next(client):
 _LEAKS = """
 def test_leaks(client):
     client.run(["sh", "-c", "mount -t tmpfs none /mnt; sleep 1000 >/dev/null 2>&1 &"])
+
+def test_next(client):
+    client.run(["true"])
+"""
+_CRASHES = """
+def test_crashes(server):
+    server.run(["sh", "-c", "sh -c 'kill -SEGV $$'; true"])
 
 def test_next(client):
     client.run(["true"])
@@ -89,6 +97,17 @@ def test_what_is_left_behind_is_seen(testbed: Testbed) -> None:
     message = done.record["scenarios"][0]["message"]
     assert "left behind: 1 mount /mnt of host client" in message
     assert "1 process sleep" in message
+
+
+def test_a_program_that_dies_by_a_signal_is_seen(testbed: Testbed) -> None:
+    """On both carriers: its core dump is in the results."""
+    for environment in (_ENVIRONMENT, "rxe"):
+        done = testbed.run("run", environment, _scenarios(testbed, _CRASHES))
+        assert _outcomes(done) == ["failed", "passed"]
+        scenario = done.record["scenarios"][0]
+        assert re.match(r"sh \(process \d+\) died by SIGSEGV; its core", scenario["message"])
+        (core,) = (done.results / scenario["directory"]).glob("core.sh.*")
+        assert core.read_bytes().startswith(b"\x7fELF")
 
 
 def _started(testbed: Testbed) -> tuple[subprocess.Popen[str], Path]:

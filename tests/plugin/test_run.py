@@ -601,6 +601,29 @@ def test_a_server_that_crashes_fails_the_scenario(run: Run) -> None:
     assert "smbd_smb2_request_process_read" in message
 
 
+def test_a_program_that_dies_by_a_signal_fails_the_scenario(run: Run) -> None:
+    run.write(
+        """
+        def test_before(): pass
+
+        def test_crash(environment):
+            shared = environment.machine.shared.here
+            (shared / "core.11.812.smb\x1b[2J").write_bytes(b"ELF")
+            (shared / "core.dump").write_bytes(b"of nobody")
+            (shared / "core.6.813.away").symlink_to("/etc/passwd")
+
+        def test_after(): pass
+        """
+    )
+    assert run.main() is ExitStatus.FAILED
+    assert [s["outcome"] for s in run.json()["scenarios"]] == ["passed", "failed", "passed"]
+    told = "smb\\x1b[2J (process 812) died by SIGSEGV; its core dump is core.smb_x1b_2J.812"
+    assert run.scenario("test_crash")["message"].startswith(told)
+    directory = run.results / "scenarios/test_it.test_crash"
+    assert (directory / "core.smb_x1b_2J.812").read_bytes() == b"ELF"
+    assert not list(directory.glob("core.away*"))
+
+
 def test_what_is_left_behind_fails_its_scenario(run: Run) -> None:
     run.write(
         """

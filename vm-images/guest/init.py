@@ -20,6 +20,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 _SHARED = "/testbed"
 _AGENT = f"{_SHARED}/agent"
 _KEYS = "/run/testbed-ssh"
+_CORES = f"|/usr/bin/dd of={_SHARED}/core.%s.%P.%e bs=64k count=4096 iflag=fullblock status=none"
+"""What the kernel does with core dumps: they go to the computer that the machine runs on."""
 _MOUNTS = (
     ("tmp", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777"),
     ("devpts", "/dev/pts", "devpts", 0, "gid=5,mode=620,ptmxmode=666"),
@@ -58,6 +60,9 @@ def _main() -> None:
     # The command line is quiet so that the boot is fast; what comes from here on is evidence.
     _write("/proc/sys/kernel/printk", "8")
     _write("/proc/sys/kernel/hung_task_timeout_secs", "30")
+    # Also of programs that have changed their user, as smbd does.
+    _write("/proc/sys/kernel/core_pattern", _CORES)
+    _write("/proc/sys/fs/suid_dumpable", "2")
     _write("/proc/sys/kernel/hostname", "testbed")
     _write(f"/proc/sys/net/ipv6/conf/{nic}/disable_ipv6", "1")
     network = _started_network(nic)

@@ -7,8 +7,8 @@ another one: then its content is read once.
 
 The seal itself is signed with a key that is not in the cache: this user's, or that of the variable
 ``SMBDIRECT_TESTBED_CACHE_KEY``, which CI gives to those jobs that others trust. With the variable,
-an entry of anybody else is made again. Without it, every user who can write to the cache is trusted,
-but damage is still noticed.
+an entry of anybody else is made again. Without it, every user who can write to the cache is
+trusted, but damage is still noticed.
 """
 
 from __future__ import annotations

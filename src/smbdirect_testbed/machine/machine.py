@@ -88,6 +88,18 @@ class Machine(ABC):
             return list(command)
         return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--", *command]
 
+    def unreclaimable_memory(self) -> int:
+        """Bytes of the kernel's that no shortage gives back; what leaks adds to them.
+
+        Source: SUnreclaim and VmallocUsed in proc_meminfo(5).
+
+        :raises MachineDied: the machine stopped running
+        """
+        lines = dict(
+            line.split(":") for line in self.run(["cat", "/proc/meminfo"]).stdout.splitlines()
+        )
+        return 1024 * sum(int(lines[name].split()[0]) for name in ("SUnreclaim", "VmallocUsed"))
+
     def required_agent(self) -> AgentClient:
         """The agent; for what is only done while there is one.
 

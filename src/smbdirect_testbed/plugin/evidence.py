@@ -24,6 +24,7 @@ from smbdirect_testbed.kernel.source_lines import SourceLines
 from smbdirect_testbed.kernel.splats import Splat, SplatKind, Verdict, find_splats
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.machine.kernel_log import BEGINNING, Mark
+from smbdirect_testbed.plugin.core_dumps import collect_cores
 from smbdirect_testbed.plugin.known_splats import KnownSplats, known_file
 from smbdirect_testbed.plugin.server_logs import ServerLogs
 from smbdirect_testbed.results.kernel_reports import KernelReport, KernelReports, Weight
@@ -81,7 +82,7 @@ class Evidence:
         self._wire: Wire | None = None
         self._server_logs = ServerLogs()
         self.crashes: list[str] = []
-        """What servers' logs told of crashes before the last border."""
+        """What crashed before the last border, by servers' logs and by core dumps."""
 
     def __enter__(self) -> Self:
         self._stack.callback(self._pool.shutdown)
@@ -154,7 +155,9 @@ class Evidence:
             directory.mkdir(parents=True, exist_ok=True)
             self._capture.cut(directory / "capture.pcap")
             self._write_counters(directory, moment)
-        self.crashes = self._server_logs.cut(self._environment.servers(), directory)
+        told = self._server_logs.cut(self._environment.servers(), directory)
+        self.crashes = [f"a server crashed: {crash}" for crash in told]
+        self.crashes += collect_cores(self._environment.machines.values(), directory)
         _remove_if_empty(directory)
         self._border = _Border(marks, moment)
         return splats

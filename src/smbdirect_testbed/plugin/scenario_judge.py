@@ -20,7 +20,6 @@ from smbdirect_testbed.plugin.hang import investigate, summary
 from smbdirect_testbed.plugin.leftovers import describe_leftovers
 from smbdirect_testbed.plugin.recorder import not_run_reason
 from smbdirect_testbed.plugin.run_context import RunContext, State
-from smbdirect_testbed.plugin.server_crashes import describe_crashes
 from smbdirect_testbed.results import terminal
 from smbdirect_testbed.results.record import Record
 from smbdirect_testbed.results.results import Outcome, ScenarioResult
@@ -170,7 +169,7 @@ class ScenarioJudge:
         else:
             self._fail(report, splats, not_made, death, was_broken=was_broken)
         if report.when == "teardown" and evidence.crashes and not death:
-            fail(report, describe_crashes(evidence.crashes))
+            fail(report, "\n\n".join(evidence.crashes))
         if left and not death:
             fail(report, describe_leftovers(left))
             failed = self._context.recorder.result(item.nodeid).outcome is Outcome.FAILED

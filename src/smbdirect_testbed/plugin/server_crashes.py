@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 _CRASH = re.compile(
     r"INTERNAL ERROR: |PANIC \(pid |smb_panic"
@@ -24,8 +23,3 @@ def crashes(name: str, text: str) -> str | None:
         if _CRASH.search(line):
             return "\n".join([f"{name}: {line.strip()}", *lines[number + 1 : number + _LINES]])
     return None
-
-
-def describe_crashes(found: Iterable[str]) -> str:
-    """A message about crashes: the first line says it all."""
-    return "\n\n".join(f"a server crashed: {crash}" for crash in found)
