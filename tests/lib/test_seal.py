@@ -213,6 +213,18 @@ def test_the_key_is_private(entries: Cache, tmp_path: Path) -> None:
     assert len(key.read_text()) == 64
 
 
+def test_a_home_that_cannot_be_written_to(entries: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, an entry is used as another user's would be: damage is noticed."""
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/none")
+    entry = entries.provide()
+    entries.provide()
+    assert entries.made == 1
+    _replace(entry)
+    seal._passing_key.cache_clear()
+    entries.provide()
+    assert entries.made == 2
+
+
 @needs_root
 def test_an_entry_of_another_user_is_not_used(entries: Cache) -> None:
     entry = entries.provide()

@@ -89,8 +89,12 @@ SABOTAGE: dict[str, Callable[[Environment], None]] = {
 }
 
 
+_ONCE = (panic, panic_of_client)
+"""What ends a machine: the next one lives."""
+
+
 class Saboteur:
-    """Breaks the first environment once it is there, before the first scenario."""
+    """Breaks an environment once it is there, before the first scenario."""
 
     def __init__(self, act: Callable[[Environment], None]) -> None:
         self._act = act
@@ -98,7 +102,7 @@ class Saboteur:
 
     @pytest.fixture(scope="session", autouse=True)
     def sabotage(self, environment: Environment) -> None:
-        if not self._done:
+        if not (self._done and self._act in _ONCE):
             self._done = True
             self._act(environment)
 

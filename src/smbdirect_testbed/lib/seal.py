@@ -22,6 +22,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -81,8 +82,10 @@ class Sealed:
     def note_sound(self) -> None:
         """Remember, outside of the cache, that this very entry was found sound."""
         note = self._note
-        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        note.write_text(self._found_now())
+        # A home that cannot be written to costs another look.
+        with suppress(OSError):
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_text(self._found_now())
 
     def was_sound_since_boot(self) -> bool:
         """Whether the entry, with this seal, was found sound since the computer was started."""
@@ -179,6 +182,20 @@ def _key() -> bytes:
     file = _own_directory() / "cache-key"
     with suppress(FileNotFoundError):
         return file.read_bytes()
+    try:
+        return _new_key(file)
+    except OSError:
+        return _passing_key()
+
+
+@cache
+def _passing_key() -> bytes:
+    """The key of a user whose home cannot be written to: what this process seals is its own."""
+    return secrets.token_hex(_KEY_BYTES).encode()
+
+
+def _new_key(file: Path) -> bytes:
+    """Keep a new key in a file, or use that of another process that was sooner."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         # By a link, so that nobody reads half of it.
