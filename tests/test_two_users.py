@@ -15,7 +15,7 @@ from tests.helpers.other_user import OtherUser, needs_root, other_user
 from smbdirect_testbed.carriers.machine_files import VmState, find_strays
 from smbdirect_testbed.carriers.runtime_base import runtime_base
 from smbdirect_testbed.carriers.uml import provide
-from smbdirect_testbed.carriers.uml.provide import UmlState
+from smbdirect_testbed.carriers.uml.state import UmlRecord, UmlState
 from smbdirect_testbed.environment.instance import new_instance
 from smbdirect_testbed.lib import cache, paths
 from smbdirect_testbed.lib.progress import Progress
@@ -138,7 +138,7 @@ def test_a_name_in_tmp_that_another_has_taken(
 
 def test_memory_is_the_machines_alone(victim: OtherUser, hostile: OtherUser) -> None:
     def make() -> Path:
-        record = provide.UmlRecord("m", uuid4())
+        record = UmlRecord("m", uuid4())
         place = provide._own_place(record, 1, UmlState(victim.home / "machine"))
         _open.append(place)
         own = place.__enter__()

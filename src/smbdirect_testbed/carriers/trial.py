@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from smbdirect_testbed.carriers.uml.provide import UmlState, require_place, uml_machine
+from smbdirect_testbed.carriers.uml.provide import require_place, uml_machine
+from smbdirect_testbed.carriers.uml.state import UmlState
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.carriers.vm.trial import try_domain
 from smbdirect_testbed.config.spec import MachineSpec

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from smbdirect_testbed.cli.guard import guarded
 from smbdirect_testbed.lib import paths
 from smbdirect_testbed.lib.errors import ExitStatus, TestbedError, UsageError
 from smbdirect_testbed.lib.progress import Progress
@@ -237,7 +238,7 @@ def watch(what: tuple[str, ...], expression: str | None, driver: Path | None, co
     for saved in saves(places):
         for file in saved:
             click.echo(f"saved: {file}", err=True)
-        if in_child(lambda: _guard(once)) == ExitStatus.INTERRUPTED:
+        if in_child(lambda: guarded(once)) == ExitStatus.INTERRUPTED:
             return ExitStatus.INTERRUPTED
         click.echo("waiting for a save; Ctrl-C ends", err=True)
     return ExitStatus.PASSED
@@ -384,7 +385,7 @@ def main() -> None:
     """Run the command line and exit with its status; see :class:`ExitStatus`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
-    status = _guard(lambda: cli(standalone_mode=False))
+    status = guarded(lambda: cli(standalone_mode=False))
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing was provided by a command that did not import this.
@@ -393,28 +394,3 @@ def main() -> None:
     ):
         os._exit(status)
     sys.exit(status)
-
-
-def _guard(command: Callable[[], object]) -> int:
-    try:
-        status = command()
-        return status if isinstance(status, int) else ExitStatus.PASSED
-    except click.exceptions.Exit as e:
-        return e.exit_code
-    except click.ClickException as e:
-        e.show()
-        return ExitStatus.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; nothing is left behind")
-        return ExitStatus.INTERRUPTED
-    except TestbedError as e:
-        if e.detail:
-            print(e.detail, file=sys.stderr)
-        _complain(e.message)
-        if e.hint:
-            print(f"  {e.hint}", file=sys.stderr)
-        return e.exit_status
-
-
-def _complain(text: str) -> None:
-    print(f"smbdirect-testbed: {text}", file=sys.stderr)

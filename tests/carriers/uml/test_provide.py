@@ -15,14 +15,9 @@ import pytest
 from smbdirect_testbed.carriers.boot import claim_port
 from smbdirect_testbed.carriers.machine_process import end_processes
 from smbdirect_testbed.carriers.uml import provide
-from smbdirect_testbed.carriers.uml.provide import (
-    UmlIdentity,
-    UmlRecord,
-    UmlState,
-    attach_uml,
-    destroy_uml,
-)
+from smbdirect_testbed.carriers.uml.provide import attach_uml, destroy_uml
 from smbdirect_testbed.carriers.uml.slirp import Slirp
+from smbdirect_testbed.carriers.uml.state import UmlIdentity, UmlRecord, UmlState
 from smbdirect_testbed.lib.errors import ProvisionError
 
 

@@ -6,17 +6,15 @@ are described in the kernel's ``Documentation/virt/uml/user_mode_linux_howto_v2.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import (
     boot_twice,
@@ -27,17 +25,17 @@ from smbdirect_testbed.carriers.boot import (
 )
 from smbdirect_testbed.carriers.carrier import MachineParts
 from smbdirect_testbed.carriers.console import last_lines
-from smbdirect_testbed.carriers.machine_files import VmState
 from smbdirect_testbed.carriers.machine_links import MachineLinkEnd
-from smbdirect_testbed.carriers.machine_process import (
-    Identity,
-    QemuProcess,
-    end_processes,
-    open_process,
-)
+from smbdirect_testbed.carriers.machine_process import QemuProcess, end_processes, open_process
 from smbdirect_testbed.carriers.remote_machine import SshMachine
 from smbdirect_testbed.carriers.uml.memory_place import memory_place
 from smbdirect_testbed.carriers.uml.slirp import Slirp
+from smbdirect_testbed.carriers.uml.state import (
+    UmlRecord,
+    UmlState,
+    identity_of,
+    uuid_option,
+)
 from smbdirect_testbed.config.spec import MachineSpec
 from smbdirect_testbed.image.image import INIT, Image
 from smbdirect_testbed.kernel.uml import UmlProgram
@@ -67,61 +65,6 @@ _NULL = Path("/dev/null")
 
 
 _Parts = MachineParts[UmlProgram]
-
-
-@dataclass(frozen=True)
-class UmlRecord:
-    """The data that another process needs to use or to end a machine.
-
-    :param boot_failures: why earlier attempts to boot it failed
-    """
-
-    name: str
-    uuid: UUID
-    boot_failures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class UmlIdentity(Identity):
-    """The identity of one machine's processes; its root has their sockets."""
-
-    def matches(self, arguments: list[bytes]) -> bool:
-        if _uuid_option(self.uuid).encode() in arguments:
-            return True
-        return os.fsencode(Slirp(self.root).frames) in arguments
-
-
-@dataclass(frozen=True)
-class UmlState(VmState):
-    """The files of one machine below a directory.
-
-    :param sees: a directory of this computer that the machine may read, besides its shared one
-    """
-
-    sees: Path | None = None
-
-    @property
-    def uml(self) -> Path:
-        """Sockets of the machine, and links to its files: paths without special characters."""
-        return self.runtime / "uml"
-
-    def write_uml_record(self, record: UmlRecord) -> None:
-        """Write the record, in place of an earlier one."""
-        new = self._uml_record.with_suffix(".new")
-        new.write_text(json.dumps(asdict(record), default=str, indent=1))
-        new.replace(self._uml_record)
-
-    def read_uml_record(self) -> UmlRecord | None:
-        """The record of the machine that runs here or left its files here."""
-        try:
-            data: dict[str, Any] = json.loads(self._uml_record.read_text())
-        except FileNotFoundError:
-            return None
-        return UmlRecord(data["name"], UUID(data["uuid"]), tuple(data["boot_failures"]))
-
-    @property
-    def _uml_record(self) -> Path:
-        return self.runtime / "uml.json"
 
 
 class UmlMachine(SshMachine):
@@ -200,7 +143,7 @@ def attach_uml(directory: Path) -> UmlMachine | None:
     record = state.read_uml_record()
     if record is None:
         return None
-    machine = UmlMachine(state, record, open_process(_identity(state, record)))
+    machine = UmlMachine(state, record, open_process(identity_of(state, record)))
     machine.open_channel_when_needed(timeout=_BOOT_TIMEOUT)
     return machine
 
@@ -218,7 +161,7 @@ def destroy_uml(directory: Path) -> bool:
     if record is None:
         return False
     SshChannel(state.ssh).close()
-    end_processes(_identity(state, record))
+    end_processes(identity_of(state, record))
     for place in _memory_places(state):
         # It is there if who started the machine was killed meanwhile.
         shutil.rmtree(place / _own_name(record), ignore_errors=True)
@@ -256,7 +199,7 @@ def _boot(record: UmlRecord, parts: _Parts, state: UmlState) -> UmlMachine:
     with its, slirp.connect() as network, _own_place(record, parts.spec.memory, state) as memory:
         ends = _Ends(its.fileno(), ours.fileno(), network.fileno())
         _start(record, parts, state, ends, memory)
-        machine = UmlMachine(state, record, open_process(_identity(state, record)))
+        machine = UmlMachine(state, record, open_process(identity_of(state, record)))
         try:
             agent = machine.hold_agent(AgentSocket(ours), started=False)
             network.close()
@@ -328,7 +271,7 @@ def _argv(record: UmlRecord, parts: _Parts, state: UmlState, ends: _Ends) -> lis
         "panic=-1",
         "testbed.carrier=uml",
         *_shared_options(links["shared"], state.sees),
-        _uuid_option(record.uuid),
+        uuid_option(record.uuid),
         *spec.kernel_options,
     ]
 
@@ -423,11 +366,3 @@ def _forward(slirp: Slirp, wanted: int) -> int:
     raise ProvisionError(
         "no loopback port could be had for the machine's ssh", detail=last_lines(slirp.log)
     )
-
-
-def _identity(state: UmlState, record: UmlRecord) -> UmlIdentity:
-    return UmlIdentity(record.uuid, state.uml)
-
-
-def _uuid_option(uuid: UUID) -> str:
-    return f"testbed.uuid={uuid}"
