@@ -92,7 +92,9 @@ def _wait_for_listener(host: Host, address: str, port: int) -> None:
         wanted |= {f"[::]:{port}", f":::{port}"}
 
     def listens() -> bool:
-        ids = host.run(["rdma", "resource", "show", "cm_id"]).stdout
-        return any(f"src-addr {a} " in ids for a in wanted)
+        ids = host.run(["rdma", "resource", "show", "cm_id"]).stdout.splitlines()
+        # One that is bound already refuses connections until it listens.
+        listening = [line for line in ids if "state LISTEN" in line]
+        return any(f"src-addr {a} " in line for a in wanted for line in listening)
 
     wait_until(listens, f"a listener on {address}, RDMA port {port}", timeout=20, interval=0.2)

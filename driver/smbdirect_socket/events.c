@@ -13,6 +13,7 @@ int sdsock_errno(int error)
 	switch (error) {
 	case -ECONNABORTED:
 	case -ESHUTDOWN:
+	case -ENOTCONN:		/* siw, of a send to a peer that has just gone */
 		return -ECONNRESET;
 	case -ENODEV:	/* no RDMA device in this direction */
 		return -ENETUNREACH;

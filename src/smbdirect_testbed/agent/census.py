@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _OF_SERVERS = ("smbd", "rpcd_", "samba-", "nmbd", "winbindd", "ksmbd", "sshd")
 """Beginnings of names of processes that servers start and end when they like."""
+_NAMES_OF_NAMESPACES = "/run/netns"
+"""Mounted by the first ``ip netns add``, for good; each namespace is another mount below."""
 _KTHREADD = 2
 
 
@@ -29,7 +31,7 @@ def take(namespaces: Namespaces, holders: dict[str, int], modules: list[str]) ->
         for line in namespaces.call(pid, partial(kernel.read, "/proc/thread-self/mounts")).split(
             "\n"
         ):
-            if line:
+            if line and line.split()[1] != _NAMES_OF_NAMESPACES:
                 _add(found, f"mount {line.split()[1]} of host {host}")
     for device, kind, number in nldev.resources():
         _add(found, f"{kind} of RDMA link {device}", number)
