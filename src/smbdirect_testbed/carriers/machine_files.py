@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from smbdirect_testbed.carriers.runtime_base import make_runtime_base, runtime_base
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
 from smbdirect_testbed.lib.wait import wait_until
 from smbdirect_testbed.machine.ssh import SHARED_FILES
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _OWNER = "owner"
 """In a runtime directory: the path of the directory that it belongs to."""
@@ -124,15 +127,11 @@ class VmState:
 
     def write_record(self, record: VmRecord) -> None:
         """Write the record, in place of an earlier one."""
-        new = self._record.with_suffix(".new")
-        new.write_text(json.dumps(asdict(record), default=str, indent=1))
-        new.replace(self._record)
+        write_fields(self._record, record)
 
     def read_record(self) -> VmRecord | None:
         """The record of the machine that runs here or left its files here."""
-        try:
-            data: dict[str, Any] = json.loads(self._record.read_text())
-        except FileNotFoundError:
+        if (data := read_fields(self._record)) is None:
             return None
         return VmRecord(
             **{
@@ -179,3 +178,19 @@ def find_strays() -> list[VmState]:
     ]
     # During its start a machine has the link before it has an owner.
     return [state for state in states if not state.is_linked]
+
+
+def write_fields(file: Path, record: DataclassInstance) -> None:
+    """Write the fields of a record to a file, in place of an earlier one."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(asdict(record), default=str, indent=1))
+    new.replace(file)
+
+
+def read_fields(file: Path) -> dict[str, Any] | None:
+    """What :func:`write_fields` wrote, by the fields' names; None if the file is not there."""
+    try:
+        fields: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    return fields

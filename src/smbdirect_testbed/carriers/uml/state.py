@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from smbdirect_testbed.carriers.machine_files import VmState
+from smbdirect_testbed.carriers.machine_files import VmState, read_fields, write_fields
 from smbdirect_testbed.carriers.machine_process import Identity
 from smbdirect_testbed.carriers.uml.slirp import Slirp
 
@@ -52,15 +50,11 @@ class UmlState(VmState):
 
     def write_uml_record(self, record: UmlRecord) -> None:
         """Write the record, in place of an earlier one."""
-        new = self._uml_record.with_suffix(".new")
-        new.write_text(json.dumps(asdict(record), default=str, indent=1))
-        new.replace(self._uml_record)
+        write_fields(self._uml_record, record)
 
     def read_uml_record(self) -> UmlRecord | None:
         """The record of the machine that runs here or left its files here."""
-        try:
-            data: dict[str, Any] = json.loads(self._uml_record.read_text())
-        except FileNotFoundError:
+        if (data := read_fields(self._uml_record)) is None:
             return None
         return UmlRecord(data["name"], UUID(data["uuid"]), tuple(data["boot_failures"]))
 
