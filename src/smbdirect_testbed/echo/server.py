@@ -173,9 +173,10 @@ class EchoServer:
         self._connections: dict[Connection, threading.Thread] = {}
         self._lock = threading.Lock()
         self._waker, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self.run, daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self.run, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -185,6 +186,8 @@ class EchoServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+        # Closes the listeners: whoever left the context must not be accepted any more.
+        self._thread.join(_JOIN_TIMEOUT)
         self.join()
 
     def stop(self) -> None:
