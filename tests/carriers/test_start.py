@@ -18,7 +18,8 @@ from smbdirect_testbed.carriers.machine_files import VmRecord, VmState
 from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
 from smbdirect_testbed.carriers.vm import machine as virtual_machine
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
-from smbdirect_testbed.carriers.vm.provide import attach_vm, destroy_vm, destroy_vm_strays
+from smbdirect_testbed.carriers.vm.provide import attach_vm, destroy_vm
+from smbdirect_testbed.carriers.vm.strays import destroy_vm_strays
 from smbdirect_testbed.carriers.watched_run import run_watched
 from smbdirect_testbed.lib.errors import CommandFailed, MachineDied, ProvisionError
 from smbdirect_testbed.lib.wait import wait_until

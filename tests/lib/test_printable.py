@@ -11,9 +11,10 @@ import pytest
 from smbdirect_testbed.lib.errors import CommandFailed, TestbedError
 from smbdirect_testbed.lib.printable import printable
 from smbdirect_testbed.lib.progress import Progress
-from smbdirect_testbed.results import terminal
 from smbdirect_testbed.results.html_report import render
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult
+from smbdirect_testbed.results.summary import print_summary
+from smbdirect_testbed.results.terminal import line
 
 # Sets the window's title; clears the screen; the same with an 8-bit introducer; back and over.
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b2Jgood\b\b\b\bevil\u202etxt"
@@ -50,7 +51,7 @@ def test_results(tmp_path: Path) -> None:
     bad = ScenarioResult(f"t.py::{EVIL}", Outcome.FAILED, 1, EVIL, EVIL, EVIL, directory="d")
     results = RunResults(tmp_path, ["run"], scenarios=[bad], notes=[EVIL], reason=EVIL)
     shown = io.StringIO()
-    terminal.summary(results, keep=False, file=shown)
+    print_summary(results, keep=False, file=shown)
     assert _harmless(shown.getvalue())
-    assert _harmless(terminal.line(bad).partition("::")[2] and bad.message)
+    assert _harmless(line(bad).partition("::")[2] and bad.message)
     assert _harmless(render(results))

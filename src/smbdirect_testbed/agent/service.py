@@ -10,12 +10,9 @@ import termios
 import tty
 from _queue import SimpleQueue
 
-from smbdirect_testbed.agent import census, kernel, modules
-from smbdirect_testbed.agent.capture import Capture
+from smbdirect_testbed.agent import kernel, modules
 from smbdirect_testbed.agent.cheap_imports import partial
-from smbdirect_testbed.agent.clone import Clone
 from smbdirect_testbed.agent.commands import PATH, Commands
-from smbdirect_testbed.agent.hosts import Hosts
 from smbdirect_testbed.agent.namespaces import Namespaces
 
 TYPE_CHECKING = False
@@ -36,40 +33,18 @@ class Agent:
         self._requests = requests
         self._answers = answers
         self._commands = Commands(self._say_ended, self._namespaces)
-        self._made: dict[str, Any] = {}
-        """What was made, by the request that had it made: asked for once more, it is there."""
         self._writing = _thread.allocate_lock()
-        self._works: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
-        self._hosts = Hosts(self._namespaces)
-        self._clone = Clone()
-        capture = Capture(self._namespaces)
-        hosts = self._hosts
+        self._asked: SimpleQueue[tuple[int, str, dict[str, Any]]] = SimpleQueue()
         self._independent: dict[str, Callable[..., Any]] = {
             "load_modules": partial(modules.load, self._namespaces),
-            "start_capture": capture.start_capture,
         }
-        """Done at the same time as everything else, with which it has nothing to do."""
-        self._in_order: dict[str, Callable[..., Any]] = {
-            "make_hosts": partial(self._once, hosts.make_hosts),
-            "make_links": partial(self._once, hosts.make_links),
-            "place_machine_link": partial(self._once, hosts.place_machine_link),
-            "make_rdma_links": partial(self._once, hosts.make_rdma_links),
-            "unmake": self._unmake,
-            "mark_capture": capture.mark_capture,
-            "require_capture": capture.require_capture,
-            "end_capture": capture.end_capture,
-            "take_census": partial(census.take, self._namespaces),
-            "freeze": self._freeze,
-            "thaw": self._thaw,
-        }
-        """Done by one thread, one after the other."""
-        _thread.start_new_thread(self._work, ())
 
     def serve(self) -> None:
         """Answer requests until their end."""
         poll = select.poll()
         poll.register(self._requests, select.POLLIN)
         self._say(0, ok="ready")
+        _thread.start_new_thread(self._work, ())
         rest = b""
         while True:
             left = self._commands.expire()
@@ -99,25 +74,37 @@ class Agent:
             except (OSError, SyntaxError) as e:
                 self._fail(number, do, e)
             return None
-        if do in self._independent:
-            _thread.start_new_thread(self._answer, (number, do, self._independent[do], arguments))
-            return None
-        if do in self._in_order:
+        if do == "run":
+            try:
+                return self._commands.start(number, **arguments)
+            except Exception as e:
+                self._fail(number, do, e)
+        elif independent := self._independent.get(do):
+            _thread.start_new_thread(self._answer, (number, do, independent, arguments))
+        else:
             # It may take its time, and commands need not wait for it.
-            self._works.put((number, do, arguments))
-            return None
-        try:
-            if do != "run":
-                raise ValueError("there is no such request")
-            return self._commands.start(number, **arguments)
-        except Exception as e:
-            self._fail(number, do, e)
+            self._asked.put((number, do, arguments))
         return None
 
     def _work(self) -> None:
+        # Half of the agent, and a machine that only just runs takes long to compile it: that is
+        # done while the other end takes note that the agent answers. A template has all of it,
+        # since the same thread freezes the machine.
+        try:
+            from smbdirect_testbed.agent.works import Works
+
+            works = Works(self._namespaces)
+        except BaseException:
+            # Whoever asks for a work would wait for ever.
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        self._independent |= works.independent
         while True:
-            number, do, arguments = self._works.get()
-            self._answer(number, do, self._in_order[do], arguments)
+            number, do, arguments = self._asked.get()
+            if work := works.in_order.get(do) or works.independent.get(do):
+                self._answer(number, do, work, arguments)
+            else:
+                self._fail(number, do, ValueError("there is no such request"))
 
     def _answer(
         self, number: int, name: str, do: Callable[..., Any], arguments: dict[str, Any]
@@ -131,25 +118,6 @@ class Agent:
 
     def _fail(self, number: int, do: str, error: Exception) -> None:
         self._say(number, error=f"{do}: {type(error).__name__}: {error}")
-
-    def _once(self, make: Callable[..., Any], **arguments: Any) -> Any:
-        key = ascii([make.__name__, arguments])
-        if key not in self._made:
-            self._made[key] = make(**arguments)
-        return self._made[key]
-
-    def _unmake(self) -> None:
-        self._hosts.unmake()
-        self._made.clear()
-
-    def _freeze(self) -> None:
-        self._clone.freeze(self._holders())
-
-    def _thaw(self, **arguments: Any) -> None:
-        self._clone.thaw(self._holders(), **arguments)
-
-    def _holders(self) -> list[int]:
-        return [pid for pid in self._hosts.holders.values() if pid]
 
     def _say_ended(self, number: int, answer: dict[str, Any]) -> None:
         self._say(number, ok=answer)

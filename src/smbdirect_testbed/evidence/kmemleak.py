@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from smbdirect_testbed.lib.wait import wait_until
@@ -49,3 +51,15 @@ class LeakDetector:
 
     def _uptime(self) -> float:
         return float(self._machine.run(["cat", "/proc/uptime"]).stdout.split()[0])
+
+
+class LeakDetectors:
+    """kmemleak in those of a run's machines whose kernel has it."""
+
+    def __init__(self, machines: Iterable[Machine]) -> None:
+        self._machines = list(machines)
+
+    @cached_property
+    def found(self) -> list[LeakDetector]:
+        """One for each of those machines; they are asked once, when somebody wants to know."""
+        return [d for d in map(LeakDetector, self._machines) if d.is_there()]

@@ -14,7 +14,7 @@ import pytest
 
 from smbdirect_testbed.config.spec import Role, ServerKind
 from smbdirect_testbed.evidence.capture import Wire
-from smbdirect_testbed.evidence.kmemleak import LeakDetector
+from smbdirect_testbed.evidence.kmemleak import LeakDetectors
 from smbdirect_testbed.lib.errors import MachineDied, ProvisionError
 from smbdirect_testbed.plugin.run_context import RunContext
 from smbdirect_testbed.plugin.smbtorture import Torture
@@ -119,34 +119,34 @@ class Fixtures:
             record_testsuite_property(name, value)
 
     @pytest.fixture(scope="session")
-    def _leak_detectors(self, environment: Environment) -> Iterator[list[LeakDetector]]:
+    def _leak_detectors(self, environment: Environment) -> Iterator[LeakDetectors]:
         """Of the machines whose kernel looks for leaks; at the run's end it looks at everything."""
+        detectors = LeakDetectors(environment.machines.values())
+        yield detectors
         with suppress(MachineDied):
-            found = [d for d in map(LeakDetector, environment.machines.values()) if d.is_there()]
-            yield found
-            for detector in found:
+            for detector in detectors.found:
                 detector.scan_all()
 
     @pytest.fixture(scope="module", autouse=True)
-    def _leaks_of_a_file(self, _leak_detectors: list[LeakDetector]) -> Iterator[None]:
+    def _leaks_of_a_file(self, _leak_detectors: LeakDetectors) -> Iterator[None]:
         """At the end of each file, leaks are looked for: they fail the scenario that was last."""
         yield
         with suppress(MachineDied):
-            for detector in _leak_detectors:
+            for detector in _leak_detectors.found:
                 detector.scan()
 
     @pytest.fixture
-    def leaks_looked_for(self, _leak_detectors: list[LeakDetector]) -> Iterator[None]:
+    def leaks_looked_for(self, _leak_detectors: LeakDetectors) -> Iterator[None]:
         """At the end of this scenario, kmemleak looks for leaks; skipped where the kernel cannot.
 
         ::
 
             pytestmark = pytest.mark.usefixtures("leaks_looked_for")
         """
-        if not _leak_detectors:
+        if not _leak_detectors.found:
             pytest.skip("no machine's kernel looks for leaks: use an environment with kmemleak")
         yield
-        for detector in _leak_detectors:
+        for detector in _leak_detectors.found:
             detector.scan_all()
 
     @pytest.fixture

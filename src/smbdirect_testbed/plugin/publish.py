@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from smbdirect_testbed.lib.version import own_version
 from smbdirect_testbed.plugin.known_splats import KnownSplats, known_file
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
-from smbdirect_testbed.results import html_report, record, results, terminal
+from smbdirect_testbed.results import record, results
 from smbdirect_testbed.results.kernel_reports import KernelReports
 from smbdirect_testbed.results.record import shares
 from smbdirect_testbed.results.results import RunResults, ScenarioResult, Verdict
@@ -25,15 +25,17 @@ def publish(found: RunResults, *, keep: bool) -> None:
 
     :param keep: whether the environment stays up, for the closing lines
     """
+    from smbdirect_testbed.results.summary import print_summary
+
     found.facts = {"testbed": own_version(), **found.facts}
     found.notes += _unmatched(found)
     results.write_run_json(found)
-    html_report.write_report(found)
+    _write_report(found)
     results.point_latest(found.directory)
     if found.facts.get("carrier"):
         remember_seconds(found.facts["carrier"], found.scenarios)
     record.forget(found.directory)
-    terminal.summary(found, keep=keep)
+    print_summary(found, keep=keep)
 
 
 def publish_killed(directory: Path) -> Path | None:
@@ -45,10 +47,17 @@ def publish_killed(directory: Path) -> Path | None:
     if found is None:
         return None
     results.write_run_json(found)
-    html_report.write_report(found)
+    _write_report(found)
     results.point_latest(directory)
     record.forget(directory)
     return directory / "report.html"
+
+
+def _write_report(found: RunResults) -> None:
+    # Templates and tables are no concern of a run that begins: they are imported at its end.
+    from smbdirect_testbed.results.html_report import write_report
+
+    write_report(found)
 
 
 def _unmatched(found: RunResults) -> list[str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smbdirect_testbed.carriers.carrier import Carrier, MachineParts
-from smbdirect_testbed.carriers.vm.provide import (
-    VmMachine,
-    attach_vm,
-    destroy_vm,
-    destroy_vm_strays,
-    vm_machine,
-)
+from smbdirect_testbed.carriers.vm.strays import destroy_vm_strays
 from smbdirect_testbed.config.spec import DriverSpec, KernelSpec
 from smbdirect_testbed.image.image import Image
 from smbdirect_testbed.kernel.build import provide_driver
 from smbdirect_testbed.kernel.built_driver import BuiltDriver
 from smbdirect_testbed.lib.progress import Progress
+
+if TYPE_CHECKING:
+    from smbdirect_testbed.carriers.vm.provide import VmMachine
+
+# Whatever needs libvirt is imported when there is a virtual machine: every command looks here for
+# what killed runs left behind.
 
 
 class VmCarrier(Carrier[None]):
@@ -43,6 +44,8 @@ class VmCarrier(Carrier[None]):
     def started(
         self, parts: MachineParts[None], progress: Progress, *, keep: bool
     ) -> AbstractContextManager[VmMachine]:
+        from smbdirect_testbed.carriers.vm.provide import vm_machine
+
         return vm_machine(
             *(parts.name, parts.image, parts.spec, parts.directory, progress),
             keep=keep,
@@ -51,9 +54,13 @@ class VmCarrier(Carrier[None]):
         )
 
     def attach(self, name: str, directory: Path) -> VmMachine:
+        from smbdirect_testbed.carriers.vm.provide import attach_vm
+
         return attach_vm(name, directory)
 
     def destroy(self, name: str, directory: Path) -> None:
+        from smbdirect_testbed.carriers.vm.provide import destroy_vm
+
         destroy_vm(name, directory)
 
     def destroy_strays(self) -> list[Path]:

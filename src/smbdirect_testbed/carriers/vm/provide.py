@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from smbdirect_testbed.carriers.boot import BootFailed, boot_twice
 from smbdirect_testbed.carriers.carrier import TemplatePlan
-from smbdirect_testbed.carriers.machine_files import VmRecord, VmState, find_strays
+from smbdirect_testbed.carriers.machine_files import VmRecord, VmState
 from smbdirect_testbed.carriers.machine_links import MachineLinkEnd, dead_ends
 from smbdirect_testbed.carriers.machine_process import Identity, end_processes, open_process
 from smbdirect_testbed.carriers.vm import kvm_probe
@@ -43,7 +43,6 @@ __all__ = [
     "VmMachine",
     "attach_vm",
     "destroy_vm",
-    "destroy_vm_strays",
     "vm_machine",
 ]
 
@@ -127,19 +126,6 @@ def destroy_vm(name: str, directory: Path) -> None:
         SshChannel(state.ssh).close()
         end_processes(Identity(record.uuid, state.libvirt))
     state.remove()
-
-
-def destroy_vm_strays() -> list[Path]:
-    """End this user's machines whose directories were removed while they ran.
-
-    Returns the directories.
-    """
-    strays = find_strays()
-    for state in strays:
-        if record := state.read_record():
-            end_processes(Identity(record.uuid, state.libvirt))
-        state.remove()
-    return [state.directory for state in strays]
 
 
 def _provide(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import translate
+from functools import cache
 
 _PATTERNS = {
     "printing and stopping": """
@@ -81,11 +82,15 @@ _PATTERNS = {
         _copy_to_iter _copy_from_iter raw_copy_* copy_user_*""",
 }
 
-_MACHINERY = re.compile(
-    "|".join(translate(glob) for globs in _PATTERNS.values() for glob in globs.split())
-)
+
+@cache
+def _machinery() -> re.Pattern[str]:
+    # Compiled with the first report that there is: that takes as long as to import much else.
+    return re.compile(
+        "|".join(translate(glob) for globs in _PATTERNS.values() for glob in globs.split())
+    )
 
 
 def is_machinery(function: str) -> bool:
     """Whether a function, named as in the source, is one of those."""
-    return bool(_MACHINERY.match(function))
+    return bool(_machinery().match(function))

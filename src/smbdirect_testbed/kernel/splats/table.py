@@ -7,8 +7,9 @@ a pattern here and a recorded sample to ``tests/data/kernel_log``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 
 class SplatKind(StrEnum):
@@ -78,10 +79,11 @@ class Row:
     patterns: tuple[str, ...]
     why: str = ""
     one_line: bool = False
-    start: re.Pattern[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "start", re.compile("|".join(f"(?:{p})" for p in self.patterns)))
+    @cached_property
+    def start(self) -> re.Pattern[str]:
+        """Matches the beginning of the report's first line; compiled when it is needed."""
+        return re.compile("|".join(f"(?:{p})" for p in self.patterns))
 
 
 FAILURE, NOTE, NOTHING = Verdict.FAILURE, Verdict.NOTE, Verdict.NOTHING
