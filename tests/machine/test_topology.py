@@ -122,7 +122,14 @@ def test_what_the_kernel_refuses_is_told(call: Call) -> None:
     answer = call("make_links", links=[_link(_end("a", 1), bad)])
     said = "make_links: OSError: interface smb0 of host b: Invalid argument (ipv4: Invalid prefix"
     assert answer["error"].startswith(said)
-    wanted = {"host": "a", "device": "smb7", "kind": "rxe", "name": "rxe7", "gids": 1}
+    wanted = {
+        "host": "a",
+        "device": "smb7",
+        "kind": "rxe",
+        "name": "rxe7",
+        "gids": 1,
+        "sysctls": {},
+    }
     answer = call("make_rdma_links", links=[wanted])
     start = "make_rdma_links: OSError: RDMA link rxe7 of type rxe on smb7 of host a: "
     assert answer["error"].startswith(start)

@@ -138,10 +138,7 @@ class Hosts:
             name, kind, device = link["name"], link["kind"], link["device"]
             with _Doing(f"RDMA link {name} of type {kind} on {device} of host {link['host']}"):
                 nldev.add_link(name, kind, device)
-            if kind == "siw":
-                # siw binds TCP to the port that rdma_cm chose, and that may be one of a TCP
-                # connection in TIME_WAIT: to connect then fails with EADDRINUSE.
-                kernel.write_sysctls({"net/ipv4/tcp_max_tw_buckets": "0"})
+            kernel.write_sysctls(link["sysctls"])
             self.rdma_links.append((link["host"], name))
 
     def unmake(self) -> None:

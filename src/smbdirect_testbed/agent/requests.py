@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     class RdmaLink(TypedDict):
         """A soft-RDMA device on an interface.
 
-        ``gids`` is the number of GID table entries that the interface's addresses make.
+        ``gids`` is the number of GID table entries that the interface's addresses make; ``sysctls``
+        are values by names below ``/proc/sys``, set in the host's network namespace.
         """
 
         host: str
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         kind: str
         name: str
         gids: int
+        sysctls: dict[str, str]
 
     class Counted(TypedDict):
         """What a host counted: packets by RDMA link, and the text of ``/proc/net/snmp``."""

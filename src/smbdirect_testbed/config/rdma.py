@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
@@ -18,6 +19,8 @@ class RdmaTraits:
     :param source: the directory of a kernel tree that the module is built from along with the
         driver, for a type that the distribution's kernels lack; None for the kernel's own module
     :param option: the kernel option that switches on what is in ``source``
+    :param settle: seconds in which what connections leave behind goes by itself
+    :param sysctls: values by names below ``/proc/sys``, for hosts that have such a device
     """
 
     module: str
@@ -25,6 +28,8 @@ class RdmaTraits:
     ksmbd_port: int
     source: str | None = None
     option: str | None = None
+    settle: float = 4.0
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 class RdmaType(StrEnum):
@@ -48,6 +53,10 @@ class RdmaType(StrEnum):
             ksmbd_port=5445,
             source="drivers/infiniband/sw/siw",
             option="RDMA_SIW",
+            settle=15.0,  # it keeps a connection for 10 s
+            # siw binds TCP to the port that rdma_cm chose, and that may be one of a TCP connection
+            # in TIME_WAIT: to connect then fails with EADDRINUSE.
+            sysctls={"net/ipv4/tcp_max_tw_buckets": "0"},
         ),
     )
 

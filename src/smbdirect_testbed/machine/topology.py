@@ -87,6 +87,7 @@ def _make_rdma_links(hosts: Iterable[Host], machine: Machine) -> None:
                 "kind": end.rdma.value,
                 "name": end.rdma_device,
                 "gids": end.rdma.traits.gids,
+                "sysctls": dict(end.rdma.traits.sysctls),
             }
             for host in hosts
             for end in host.ends

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smbdirect_testbed.config.spec import RdmaType
 from smbdirect_testbed.lib.errors import TestbedError
 
 if TYPE_CHECKING:
     from smbdirect_testbed.environment.environment import Environment
 
-_SETTLE = {RdmaType.RXE: 4.0, RdmaType.SIW: 15.0}
-"""Seconds in which something of what goes by itself goes: servers let go of clients that ended, and
-siw keeps a connection for 10 s."""
+_SETTLE = 2.0
+"""Seconds in which servers let go of clients that ended, where there is no RDMA link."""
 _INTERVAL = 0.1
 _PASSIVE = {
     *("environment", "server", "client", "driver", "smbd", "smbclient", "_provenance"),
@@ -81,8 +79,8 @@ class Leftovers:
         return self._fixtures.set_up() | servers
 
     def _patience(self) -> float:
-        rdma = {end.rdma for link in self._environment.spec.links for end in link.ends}
-        return max((_SETTLE[kind] for kind in rdma if kind in _SETTLE), default=2.0)
+        ends = (end for link in self._environment.spec.links for end in link.ends)
+        return max((end.rdma.traits.settle for end in ends if end.rdma), default=_SETTLE)
 
     def _census(self) -> Census | None:
         """None if a machine cannot tell: then it has failed in another way."""
