@@ -25,6 +25,7 @@ from smbdirect_testbed.lib.progress import Progress
 from smbdirect_testbed.plugin.shard import Share
 from smbdirect_testbed.plugin.usual_seconds import remember_seconds
 from smbdirect_testbed.results.results import Outcome, RunResults, ScenarioResult, Verdict
+from smbdirect_testbed.run import shards
 from smbdirect_testbed.run.shards import run_in_parts
 
 
@@ -182,3 +183,24 @@ def test_ctrl_c_reaches_all_parts(tmp_path: Path) -> None:
     found = run_in_parts(part, 2, tmp_path / "results" / "run", Progress(quiet=True))
     assert found.verdict is Verdict.INTERRUPTED
     assert len(found.scenarios) == 2
+
+
+def test_ctrl_c_while_parts_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(share: Share, directory: Path) -> RunResults:
+        time.sleep(60)
+        raise AssertionError
+
+    def share(number: int, jobs: int, kind: str) -> Share:
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return Share(number, jobs, kind)
+
+    def recorded(directory: Path, why: str) -> RunResults:
+        return _part(Outcome.NOT_RUN, Verdict.INTERRUPTED)(Share(0, 1, ""), directory)
+
+    monkeypatch.setattr(shards, "Share", share)
+    monkeypatch.setattr(shards, "recorded", recorded)
+    began = time.monotonic()
+    found = run_in_parts(part, 2, tmp_path / "results" / "run", Progress(quiet=True))
+    assert found.verdict is Verdict.INTERRUPTED
+    assert time.monotonic() - began < 30

@@ -10,11 +10,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
 import psutil
 
@@ -31,6 +34,7 @@ _MIB = 1 << 20
 _INTERRUPTED_SECONDS = 4.0
 """After which a share of an interrupted run is killed. Its results are those that it recorded."""
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Part = Callable[[Share, Path], RunResults]
 """Runs a share, with a directory for its results."""
@@ -70,15 +74,18 @@ def _answers_of(
     context = multiprocessing.get_context("fork")
     running: dict[Connection, BaseProcess] = {}
     directories = [directory / f"part-{number + 1}" for number in range(jobs)]
-    for number, below in enumerate(directories):
-        receiver, sender = context.Pipe(duplex=False)
-        process: BaseProcess = context.Process(
-            target=_work, args=(part, Share(number, jobs, kind), below, sender), name=below.name
-        )
-        process.start()
-        sender.close()
-        running[receiver] = process
     try:
+        with _SignalsLater() as signals:
+            for number, below in enumerate(directories):
+                receiver, sender = context.Pipe(duplex=False)
+                process: BaseProcess = context.Process(
+                    target=_work,
+                    args=(part, Share(number, jobs, kind), below, sender, signals),
+                    name=below.name,
+                )
+                process.start()
+                sender.close()
+                running[receiver] = process
         return _answers(running, directories)
     except KeyboardInterrupt:
         for process in running.values():
@@ -111,12 +118,47 @@ def _answers(
     return found
 
 
-def _work(part: Part, share: Share, directory: Path, sender: Connection) -> None:
+class _SignalsLater:
+    """The signals that end a run, handled when the context ends.
+
+    A process that was just started must be known to whoever ends them all, or it is waited for; and
+    it must be ready to say what came of it.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._came.append(number)
+
+    def handle(self) -> None:
+        """Handle what came, and from now on each at once; also in a process started meanwhile."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        came, self._came = self._came, []
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _work(
+    part: Part, share: Share, directory: Path, sender: Connection, signals: _SignalsLater
+) -> None:
     # Ctrl-C is for the parent, which passes it on. The child ends if the parent is killed.
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     answer: RunResults | BaseException
     try:
+        signals.handle()
         answer = part(share, directory)
     except TestbedError as e:
         answer = e
