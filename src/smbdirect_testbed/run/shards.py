@@ -127,9 +127,14 @@ class _SignalsLater:
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
-        self._came: list[int] = []
+        self._unblocked: set[int] = set()
+        self._came: list[tuple[int, int]] = []
+        """Which, and to which process."""
 
     def __enter__(self) -> Self:
+        # A process that is being started would lose what comes before Python runs in it; this one
+        # may have threads that do not block them.
+        self._unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         if threading.current_thread() is threading.main_thread():
             for number in _ENDING:
                 self._handlers[number] = signal.signal(number, self._note)
@@ -139,15 +144,17 @@ class _SignalsLater:
         self.handle()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._came.append(number)
+        self._came.append((number, os.getpid()))
 
     def handle(self) -> None:
         """Handle what came, and from now on each at once; also in a process started meanwhile."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._unblocked)
         came, self._came = self._came, []
-        for number in came:
-            signal.raise_signal(number)
+        for number, process in came:
+            if process == os.getpid():
+                signal.raise_signal(number)
 
 
 def _work(
