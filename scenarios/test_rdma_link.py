@@ -91,10 +91,17 @@ def _wait_for_listener(host: Host, address: str, port: int) -> None:
     if ipaddress.ip_address(address).is_unspecified:
         wanted |= {f"[::]:{port}", f":::{port}"}
 
+    seen = 0
+
     def listens() -> bool:
+        nonlocal seen
         ids = host.run(["rdma", "resource", "show", "cm_id"]).stdout.splitlines()
-        # One that is bound already refuses connections until it listens.
+        # One that is bound already refuses connections until it listens; and that is its state
+        # before the device's connection manager knows of it (rdma_listen() in cma.c). A moment
+        # later it does.
         listening = [line for line in ids if "state LISTEN" in line]
-        return any(f"src-addr {a} " in line for a in wanted for line in listening)
+        found = any(f"src-addr {a} " in line for a in wanted for line in listening)
+        seen = seen + 1 if found else 0
+        return seen > 1
 
     wait_until(listens, f"a listener on {address}, RDMA port {port}", timeout=20, interval=0.2)
