@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,14 +151,9 @@ def test_two_that_need_one_template_make_it_once(progress: Progress) -> None:
         time.sleep(0.3)
         _fill(directory)
 
-    threads = [
-        threading.Thread(target=templates.provide, args=(_DIGEST, slowly, progress))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        provided = [threads.submit(templates.provide, _DIGEST, slowly, progress) for _ in range(4)]
+    assert {template.result().digest for template in provided} == {_DIGEST}
     assert len(made) == 1
     assert templates.read(made[0].parent / _DIGEST[:16]).digest == _DIGEST
 

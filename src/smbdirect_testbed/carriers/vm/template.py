@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 from smbdirect_testbed.carriers.carrier import TemplatePlan
 from smbdirect_testbed.carriers.vm.domain_xml import Accelerator
@@ -194,7 +195,8 @@ def read(directory: Path) -> Template:
             for name, facts in manifest["files"].items():
                 if checksum(directory / name) != facts["checksum"]:
                     raise TemplateBroken(f"{name} has changed")
-            new = directory / f"{_CHECKED}.{os.getpid()}"
+            # Two machines of one run may read it at once.
+            new = directory / f"{_CHECKED}.{uuid4().hex}"
             new.write_text(json.dumps(stamp))
             new.replace(directory / _CHECKED)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
