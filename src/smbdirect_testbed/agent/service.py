@@ -38,6 +38,8 @@ class Agent:
         self._independent: dict[str, Callable[..., Any]] = {
             "load_modules": partial(modules.load, self._namespaces),
         }
+        """Done at the same time as everything else, with which it has nothing to do; in its turn
+        if it is asked for before it is here."""
 
     def serve(self) -> None:
         """Answer requests until their end."""
@@ -101,7 +103,7 @@ class Agent:
         self._independent |= works.independent
         while True:
             number, do, arguments = self._asked.get()
-            if work := works.in_order.get(do) or works.independent.get(do):
+            if work := works.in_order.get(do) or self._independent.get(do):
                 self._answer(number, do, work, arguments)
             else:
                 self._fail(number, do, ValueError("there is no such request"))

@@ -161,14 +161,15 @@ def git_source(url: str, commit: str, progress: Progress) -> DriverSource:
 
 
 def _source_files(directory: Path, parts: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, int]]]:
-    followed: set[Path] = set()
+    inside: set[Path] = set()
     for part in parts:
         for file in (directory / part, *sorted((directory / part).rglob("*"))):
             if file.is_file() and not BUILT.search(file.name):
                 # What is no link is where its directory is.
-                for checked in {file if file.is_symlink() else file.parent} - followed:
-                    require_inside(directory, checked)
-                    followed.add(checked)
+                followed = file if file.is_symlink() else file.parent
+                if followed not in inside:
+                    require_inside(directory, followed)
+                    inside.add(followed)
                 mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
                 yield file.relative_to(directory).as_posix(), (file.read_bytes(), mode)
 

@@ -10,14 +10,12 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
 import psutil
 
@@ -75,12 +73,12 @@ def _answers_of(
     running: dict[Connection, BaseProcess] = {}
     directories = [directory / f"part-{number + 1}" for number in range(jobs)]
     try:
-        with _SignalsLater() as signals:
+        with _signals_later() as waiting:
             for number, below in enumerate(directories):
                 receiver, sender = context.Pipe(duplex=False)
                 process: BaseProcess = context.Process(
                     target=_work,
-                    args=(part, Share(number, jobs, kind), below, sender, signals),
+                    args=(part, Share(number, jobs, kind), below, sender, waiting),
                     name=below.name,
                 )
                 process.start()
@@ -118,54 +116,33 @@ def _answers(
     return found
 
 
-class _SignalsLater:
-    """The signals that end a run, handled when the context ends.
+@contextmanager
+def _signals_later() -> Iterator[Iterable[int]]:
+    """Have the signals that end a run wait until the context ends; yields those that did before.
 
     A process that was just started must be known to whoever ends them all, or it is waited for; and
-    it must be ready to say what came of it.
+    it must be ready to say what came of it, so it has them wait, too. This process has one thread.
     """
-
-    def __init__(self) -> None:
-        self._handlers: dict[int, Any] = {}
-        self._unblocked: set[int] = set()
-        self._came: list[tuple[int, int]] = []
-        """Which, and to which process."""
-
-    def __enter__(self) -> Self:
-        # A process that is being started would lose what comes before Python runs in it; this one
-        # may have threads that do not block them.
-        self._unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
-                self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.handle()
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._came.append((number, os.getpid()))
-
-    def handle(self) -> None:
-        """Handle what came, and from now on each at once; also in a process started meanwhile."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._unblocked)
-        came, self._came = self._came, []
-        for number, process in came:
-            if process == os.getpid():
-                signal.raise_signal(number)
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield waiting
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
 
 
 def _work(
-    part: Part, share: Share, directory: Path, sender: Connection, signals: _SignalsLater
+    part: Part,
+    share: Share,
+    directory: Path,
+    sender: Connection,
+    waiting: Iterable[int],
 ) -> None:
     # Ctrl-C is for the parent, which passes it on. The child ends if the parent is killed.
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     answer: RunResults | BaseException
     try:
-        signals.handle()
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         answer = part(share, directory)
     except TestbedError as e:
         answer = e
